@@ -1,0 +1,27 @@
+# Two commands need nothing but Python 3.11: `make train` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+CONSTRAINTS ?= .ci/constraints.txt
+WORKERS ?= auto
+
+.PHONY: train test lint clean
+
+$(BIN)/.installed: pyproject.toml setup.py $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[test,lint]"
+	touch $@
+
+train: $(BIN)/.installed
+	$(BIN)/python demos/train_cifar.py --dataset shapes --depth 20 --iterations 350 --out runs/first
+
+test: $(BIN)/.installed
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests tinyres
+
+lint: $(BIN)/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,31 @@
+"""What a user can get wrong, told in one sentence."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(ValueError):
+    """Bad input. The message is one sentence that says what was wrong and what to do about it."""
+
+
+def exit_with_one_sentence(main: Callable[[], int | None]) -> None:
+    """Run a command's ``main`` and turn a `UserError` into one line on stderr and exit code 2.
+
+    Parameters
+    ----------
+    main : callable
+        Takes nothing; returns the exit code, None meaning 0.
+
+    Raises
+    ------
+    SystemExit
+        Always, with the exit code.
+    """
+    try:
+        code = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    sys.exit(code)

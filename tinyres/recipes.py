@@ -1,0 +1,93 @@
+"""How a network is trained: every choice of the paper, of its Torch port, and of ours, by name.
+
+Two recipes ship, because the authors published two. ``paper`` is the text of arXiv:1603.05027 with what it
+leaves open chosen by us; ``torch-port`` is the authors' later code, resnet-1k-layers. A field marked (*) in
+the comments is one that the paper does not fix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tinyres.errors import UserError
+
+PAPER_ITERATIONS = 64_000
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to train on CIFAR. Times are in iterations, rates per iteration, batch sizes in images."""
+
+    name: str
+    batch_size: int = 128
+    short_last_batch: bool = False  # (*) or an endless stream of permutations
+    learning_rate: float = 0.1
+    drops: tuple[int, ...] = (32_000, 48_000)  # divided by 10 from these on, in 64,000ths of the run
+    warm_up: int = 400  # iterations at a tenth of the rate, in 64,000ths of the run
+    momentum: float = 0.9
+    momentum_form: Literal["caffe", "nesterov"] = "caffe"  # (*)
+    weight_decay: float = 1e-4
+    decay_scope: Literal["weights", "all"] = "weights"  # (*) weights: of convolutions and linear layers
+    linear_init: Literal["he-fan-in", "uniform-fan-in"] = "he-fan-in"  # (*)
+    group_rule: Literal["of-64", "two-shares"] = "of-64"
+    eps: float = 1e-5  # (*)
+    running_momentum: float = 0.1  # (*)
+    recompute_statistics: bool = False  # (*) BN statistics over the training set before evaluation
+    normalisation: Literal["per-pixel-mean", "per-channel"] = "per-pixel-mean"
+    pad: Literal["after-normalising", "before-normalising"] = "after-normalising"
+    augmentation: bool = True
+
+    def groups(self, batch_size: int) -> int:
+        """Return into how many groups batch norm splits a mini-batch, the paper's GPUs.
+
+        Parameters
+        ----------
+        batch_size : int
+            Images in the mini-batch, at least 1.
+
+        Returns
+        -------
+        int
+            ``of-64``: one group for each 64 images where 64 divides the mini-batch, else one;
+            ``two-shares``: two, or one if the mini-batch is odd.
+
+        Examples
+        --------
+        >>> PAPER.groups(128), PAPER.groups(100), TORCH_PORT.groups(80), TORCH_PORT.groups(81)
+        (2, 1, 2, 1)
+        """
+        if self.group_rule == "of-64":
+            return batch_size // 64 if batch_size % 64 == 0 else 1
+        return 2 if batch_size % 2 == 0 else 1
+
+
+PAPER = Recipe(name="paper")
+
+TORCH_PORT = Recipe(
+    name="torch-port",
+    short_last_batch=True,
+    # 164 epochs of 391 mini-batches; the drops at epochs 81 and 122, so after 80 and 121 whole ones
+    drops=(80 * PAPER_ITERATIONS // 164, 121 * PAPER_ITERATIONS // 164),
+    warm_up=0,
+    momentum_form="nesterov",
+    decay_scope="all",
+    linear_init="uniform-fan-in",
+    group_rule="two-shares",
+    normalisation="per-channel",
+)
+
+RECIPES = {recipe.name: recipe for recipe in (PAPER, TORCH_PORT)}
+
+
+def get_recipe(name: str) -> Recipe:
+    """Return a recipe by its name.
+
+    Raises
+    ------
+    UserError
+        If no recipe has this name.
+    """
+    if name not in RECIPES:
+        raise UserError(f"there is no recipe {name!r}: choose one of {', '.join(RECIPES)}.")
+    return RECIPES[name]
