@@ -34,4 +34,4 @@ def learning_rate(recipe: Recipe, t: int, iterations: int) -> float:
     if recipe.warm_up and t < max(1, recipe.warm_up * iterations // PAPER_ITERATIONS):
         return recipe.learning_rate / 10
     passed = sum(t * PAPER_ITERATIONS >= drop * iterations for drop in recipe.drops)
-    return recipe.learning_rate / 10**passed
+    return recipe.learning_rate / 10.0**passed

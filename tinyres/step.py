@@ -1,0 +1,143 @@
+"""One training iteration, composed of the backend's pairs: the oracle of every faster step.
+
+Ops are pure; the step alone owns what changes: parameters, running statistics and velocities, allocated once
+and written in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from tinyres.array import Array
+from tinyres.chain import Moments, Pass
+from tinyres.contract import Backend
+from tinyres.networks import Network, backward, forward
+from tinyres.optim import update
+from tinyres.randomness import Purpose, uniform, words
+from tinyres.recipes import Recipe
+from tinyres.schedule import learning_rate
+
+
+class MiniBatches(Protocol):
+    """Mini-batch t as a pure function of t."""
+
+    def __call__(self, t: int) -> tuple[Array, Array]:
+        """Return the images (N, 3, H, W), normalised, and the labels (N,) of iteration t."""
+        ...
+
+
+class ComposedStep:
+    """Forward, backward and update of one mini-batch.
+
+    Parameters
+    ----------
+    backend : Backend
+    network : Network
+    recipe : Recipe
+        Groups of batch norm, schedule, momentum, weight decay.
+    batches : callable
+        ``batches(t)`` gives images and labels.
+    state : mapping of str to array
+        NumPy arrays, from `tinyres.init.initialise` or a checkpoint; copied.
+    iterations : int
+        The length of the whole run, which the schedule scales with.
+    dtype : dtype
+        float32 or float64.
+    seed : int
+        For dropout masks.
+    communicator : None
+        Replicas are not built yet.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        network: Network,
+        recipe: Recipe,
+        batches: MiniBatches,
+        state: Mapping[str, Array],
+        *,
+        iterations: int,
+        dtype: DTypeLike = np.float32,
+        seed: int = 0,
+        communicator: None = None,
+    ) -> None:
+        self.backend, self.network, self.recipe = backend, network, recipe
+        self.batches, self.iterations, self.seed = batches, iterations, seed
+        self.buffers = {name: backend.xp.array(value, dtype=dtype) for name, value in state.items()}
+
+    def __call__(self, t: int) -> tuple[float, int]:
+        """Run iteration t and return the mini-batch's summed loss and its number of errors."""
+        backend, network, recipe = self.backend, self.network, self.recipe
+        images, labels = self.batches(t)
+        n = len(labels)
+        masks = dropout_masks(network, images.shape, self.seed, t, backend.xp)
+        run = Pass(backend, self.buffers, recipe.groups(n), recipe.eps, masks)
+
+        logits, moments, cache = forward(run, network, images)
+        loss, loss_cache = backend.softmax_cross_entropy.forward(logits, labels)
+        dlogits = backend.softmax_cross_entropy.backward(1 / n, loss_cache)  # of the mean loss
+        _, gradients = backward(backend, network, dlogits, cache)
+
+        rate = learning_rate(recipe, t, self.iterations)
+        for name, gradient in gradients.items():
+            velocity = self.buffers["optimizer.velocity." + name]
+            update(name, self.buffers[name], velocity, gradient, rate, recipe)
+        for name, batch in moments.items():
+            update_running_statistics(self.buffers, name, batch, recipe.running_momentum)
+        return float(loss), int((logits.argmax(axis=1) != labels).sum())
+
+    def state(self) -> dict[str, Array]:
+        """Return a copy of the training state: NumPy arrays, C-contiguous."""
+        return {name: self.backend.to_host(value) for name, value in self.buffers.items()}
+
+    def load(self, state: Mapping[str, Array]) -> None:
+        """Copy a training state in, in place."""
+        for name, buffer in self.buffers.items():
+            buffer[...] = self.backend.xp.asarray(state[name])
+
+    def close(self) -> None:
+        """Release what the step holds besides memory: nothing here; worker processes in a faster step."""
+
+
+def update_running_statistics(buffers: Mapping[str, Array], name: str, batch: Moments, momentum: float) -> None:
+    """Fold a mini-batch's moments into the running ones, in place: from group 0, the variance unbiased."""
+    mean, var = buffers[name + ".running_mean"], buffers[name + ".running_var"]
+    unbiased = batch.var[0] * (batch.values / max(1, batch.values - 1))
+    mean += momentum * (batch.mean[0] - mean)
+    var += momentum * (unbiased - var)
+
+
+def dropout_masks(network: Network, shape: tuple[int, ...], seed: int, t: int, xp: Any) -> dict[str, Array]:
+    """Draw the masks of iteration t, one for each dropout shortcut.
+
+    Parameters
+    ----------
+    network : Network
+    shape : tuple of int
+        (N, 3, H, W) of the images.
+    seed, t : int
+        The run's seed and the iteration.
+    xp : module
+        Where the masks are made: numpy or cupy.
+
+    Returns
+    -------
+    dict of str to array of bool, (N, C, H', W')
+        By the name of the unit; True where a value is kept. Value (n, c, h, w) is a function of its place, so
+        that neither memory order nor the number of processes changes it.
+    """
+    masks = {}
+    n, _, h, w = shape
+    for place, (stage, unit) in enumerate(
+        (stage, unit) for stage, units in enumerate(network.stages) for unit in units if unit.merge.masked
+    ):
+        size = (n, unit.channels, -(-h // 2**stage), -(-w // 2**stage))
+        counters = xp.arange(np.prod(size), dtype=xp.uint64).reshape(size)
+        bits = words(counters, seed, Purpose.DROPOUT, unit=place, iteration=t)
+        masks[unit.name] = uniform(bits) >= unit.dropout_rate
+    return masks
