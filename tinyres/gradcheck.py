@@ -1,0 +1,297 @@
+"""Is a backward pass the derivative of its forward pass? Ask finite differences.
+
+Let J be the derivative of y = f(x). A backward pass claims to compute dx = J^T dy, so for every cotangent u and
+every direction v
+
+    <u, J v> = <J^T u, v>
+
+The right side is the backward pass, called once with u. The left side needs the forward pass only:
+
+    <u, f(x + h v) - f(x - h v)> / 2h = <u, J v> + O(h^2)
+
+With u and v drawn at random a wrong entry anywhere in dx shows up in the one number, so a check costs a handful
+of forward passes however large x is. (Never take u = 1: the gradient of batch norm under a constant cotangent
+is zero, and broken backwards pass.)
+
+Where f has a kink, as ReLU has at 0, a step across it measures neither slope. Then the quotients at h and at
+h / 2 disagree and a new v is drawn; how often that happened is counted, reported and bounded.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from tinyres.array import Array
+
+Tree: TypeAlias = Any
+"""An array, or a dict of trees by name: the parameters of a network."""
+
+
+class GradientError(AssertionError):
+    """A backward pass is not the derivative of its forward pass; the message says where."""
+
+
+@dataclass(frozen=True)
+class GradientReport:
+    """What a passed check has seen.
+
+    Attributes
+    ----------
+    errors : dict of str to float
+        The worst relative error of each differentiated argument, by its name.
+    redraws : int
+        How many directions were thrown away because a kink lay on them.
+    """
+
+    errors: dict[str, float]
+    redraws: int
+
+    @property
+    def worst(self) -> float:
+        """The largest of `errors`."""
+        return max(self.errors.values(), default=0.0)
+
+
+def check_gradient(
+    forward: Callable[..., Any],
+    backward: Callable[..., Any],
+    arguments: Sequence[Tree | None],
+    *,
+    wrt: Sequence[str] | None = None,
+    outputs: Sequence[int] | None = None,
+    options: Mapping[str, Any] | None = None,
+    directions: int = 3,
+    step: float = 1e-5,
+    tolerance: float = 1e-6,
+    max_redraws: int = 10,
+    seed: int = 0,
+) -> GradientReport:
+    """Compare a hand-written backward pass with central differences of its forward pass.
+
+    Parameters
+    ----------
+    forward : callable
+        ``forward(*arguments, **options)`` returns its outputs and, last, a cache. It has to be deterministic:
+        random masks are arguments.
+    backward : callable
+        ``backward(*d_outputs, cache)`` returns the gradients, in order, of the arguments in `wrt`; None for one
+        that was None.
+    arguments : sequence of float64 arrays, dicts of them, or None
+        Where to take the derivative. A dict, nested or not, is differentiated as one argument.
+    wrt : sequence of str, optional
+        Names, in `forward`'s signature, of the arguments that `backward` returns gradients for; the others are
+        constants (labels, masks). All of them unless given.
+    outputs : sequence of int, optional
+        Which outputs `backward` takes a cotangent for. All of them unless given.
+    options : mapping, optional
+        Keyword arguments of `forward`.
+    directions : int
+        How many random directions are tried for each argument.
+    step : float
+        h: the standard deviation of the change of each number.
+    tolerance : float
+        The largest relative error that passes.
+    max_redraws : int
+        How many directions in the whole check may be thrown away because of kinks.
+    seed : int
+        Decides cotangents and directions.
+
+    Returns
+    -------
+    GradientReport
+
+    Raises
+    ------
+    GradientError
+        The gradient is wrong, not finite, missing or of another shape than its argument; or no direction
+        without a kink was found.
+    ValueError
+        An argument to differentiate does not exist, or is not float64.
+
+    Notes
+    -----
+    With fd the finite difference along v and an the backward pass's value <dx, v>, the relative error is
+    |fd - an| / max(|fd|, |an|, 1e-3 |dx| |v|). The third term is for directions almost orthogonal to dx, where
+    fd is mostly rounding. The error is 0 if all three are 0; a value that is not finite is a failure.
+
+    A kink exactly at x looks the same at h and at h / 2: keep x away from kinks, by ten steps or more. A
+    backward pass that is wrong for some x only needs checks at many x; draw them with hypothesis.
+
+    Examples
+    --------
+    >>> def square_forward(x):
+    ...     return x * x, x
+    >>> def square_backward(dy, x):
+    ...     return 2 * x * dy
+    >>> check_gradient(square_forward, square_backward, [np.array([1.0, -3.0])]).worst < 1e-8
+    True
+    >>> def forgetful_backward(dy, x):
+    ...     return x * dy
+    >>> check_gradient(square_forward, forgetful_backward, [np.array([1.0, -3.0])])  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    tinyres.gradcheck.GradientError: the gradient of x is wrong: in a random direction the finite difference ...
+    """
+    rng = np.random.default_rng(seed)
+    names = _argument_names(forward, len(arguments))
+    wrt = names if wrt is None else wrt
+    if unknown := set(wrt) - set(names):
+        raise ValueError(f"no argument is called {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    run = partial(forward, **(options or {}))
+    *y, cache = run(*arguments)
+    outputs = range(len(y)) if outputs is None else outputs
+    cotangents = {i: rng.standard_normal(np.shape(y[i])) for i in outputs}
+    gradients = _by_name(backward(*cotangents.values(), cache), wrt)
+
+    errors: dict[str, float] = {}
+    redraws = 0
+    for name, gradient in gradients.items():
+        place = names.index(name)
+        x = arguments[place]
+        _check_structure(name, x, gradient)
+        if x is None:
+            continue
+        slope = partial(_slope, run, arguments, place, cotangents)
+        errors[name] = 0.0
+        checked = 0
+        while checked < directions:
+            v = _map(lambda x: rng.standard_normal(x.shape), x)
+            an = _inner(gradient, v)
+            floor = 1e-3 * math.sqrt(_inner(gradient, gradient) * _inner(v, v))
+            coarse, fd = slope(v, step), slope(v, step / 2)
+            if relative_error(coarse, fd, floor) > tolerance:  # a kink
+                redraws += 1
+                if redraws > max_redraws:
+                    raise GradientError(
+                        f"the gradient of {name} cannot be judged: on {redraws} directions the slopes with"
+                        f" steps {step:g} and {step / 2:g} differ; too close to a kink, or is forward random?"
+                    )
+                continue
+            checked += 1
+            error = relative_error(fd, an, floor)
+            if not error <= tolerance:  # so that NaN fails
+                raise GradientError(
+                    f"the gradient of {name} is wrong: in a random direction the finite difference is {fd:.6g}"
+                    f" and the backward pass says {an:.6g}, relative error {error:.2g};"
+                    f" the worst entry is {_worst_entry(name, x, gradient, slope, step, tolerance)}"
+                )
+            errors[name] = max(errors[name], error)
+    return GradientReport(errors, redraws)
+
+
+def relative_error(fd: float, an: float, floor: float) -> float:
+    """Return |fd - an| / max(|fd|, |an|, floor), 0 if all three are 0, NaN if one is not finite.
+
+    Examples
+    --------
+    >>> relative_error(1.0, 1.5, 0.0), relative_error(0.0, 0.0, 0.0), relative_error(1.0, 1.0, math.inf)
+    (0.3333333333333333, 0.0, nan)
+    """
+    if not (math.isfinite(fd) and math.isfinite(an) and math.isfinite(floor)):
+        return math.nan
+    largest = max(abs(fd), abs(an), floor)
+    return abs(fd - an) / largest if largest else 0.0
+
+
+def _slope(
+    run: Callable[..., Any],
+    arguments: Sequence[Tree],
+    place: int,
+    cotangents: Mapping[int, Array],
+    v: Tree,
+    h: float,
+) -> float:
+    """Return <u, f(x + h v) - f(x - h v)> / 2h, x the argument at `place`."""
+
+    def at(signed_step: float) -> Any:
+        moved = _map(lambda x, v: x + signed_step * v, arguments[place], v)
+        return run(*arguments[:place], moved, *arguments[place + 1 :])
+
+    ahead, behind = at(h), at(-h)
+    return float(sum(np.vdot(u, ahead[i] - behind[i]) for i, u in cotangents.items())) / (2 * h)
+
+
+def _argument_names(forward: Callable[..., Any], count: int) -> list[str]:
+    """Name the positional arguments as the signature does; those of ``*arrays`` by their number."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(forward).parameters.values()
+    names = [parameter.name for parameter in parameters if parameter.kind in kinds][:count]
+    return names + [f"argument {number}" for number in range(len(names), count)]
+
+
+def _by_name(gradients: Any, names: Sequence[str]) -> dict[str, Tree]:
+    """Pair what a backward returned with the arguments; beyond them only None (no residual) may follow."""
+    gradients = gradients if isinstance(gradients, tuple) else (gradients,)
+    extra = gradients[len(names) :]
+    if len(gradients) < len(names) or any(gradient is not None for gradient in extra):
+        raise GradientError(f"{len(gradients)} gradients for {len(names)} arguments: {', '.join(names)}")
+    return dict(zip(names, gradients, strict=False))
+
+
+def _check_structure(name: str, x: Tree, gradient: Tree) -> None:
+    """Demand float64 arguments, and gradients with the same keys and shapes."""
+    if isinstance(x, Mapping) and isinstance(gradient, Mapping):
+        if x.keys() != gradient.keys():
+            raise GradientError(
+                f"the gradient of {name} differs in the keys {sorted(x.keys() ^ gradient.keys())}"
+            )
+        for key in x:
+            _check_structure(f"{name}[{key!r}]", x[key], gradient[key])
+    elif x is not None and not isinstance(x, Mapping) and x.dtype != np.float64:
+        raise ValueError(f"{name} is {x.dtype}; finite differences need float64")
+    elif (expected := _shape(x)) != (found := _shape(gradient)):
+        raise GradientError(f"the gradient of {name} is {found}, the argument {expected}")
+
+
+def _shape(x: Tree) -> str:
+    return "None" if x is None else "a dict" if isinstance(x, Mapping) else f"of shape {np.shape(x)}"
+
+
+def _worst_entry(
+    name: str, x: Tree, gradient: Tree, slope: Callable[[Tree, float], float], step: float, tolerance: float
+) -> str:
+    """Look entry by entry where the gradient is furthest from finite differences."""
+    norm = math.sqrt(sum(np.square(g[np.isfinite(g)]).sum() for _, g in _leaves(gradient, name)))
+    worst, description = 0.0, "not to be found one by one"
+    v = _map(np.zeros_like, x)
+    for (path, entries), (_, moved) in zip(_leaves(gradient, name), _leaves(v, name), strict=True):
+        for index in np.ndindex(entries.shape):
+            moved[index] = 1.0
+            fd, an = slope(v, step), float(entries[index])
+            error = relative_error(fd, an, 1e-3 * norm)
+            error = math.inf if math.isnan(error) else error
+            if error > worst and not relative_error(fd, slope(v, step / 2), 1e-3 * norm) > tolerance:
+                worst = error
+                where = f"{path}[{', '.join(map(str, index))}]" if index else path
+                description = f"{where}: finite difference {fd:.6g}, backward pass {an:.6g}"
+            moved[index] = 0.0
+    return description
+
+
+def _map(function: Callable[..., Array], *trees: Tree) -> Tree:
+    """Apply a function to the arrays that stand at the same place of every tree."""
+    if isinstance(trees[0], Mapping):
+        return {key: _map(function, *(tree[key] for tree in trees)) for key in trees[0]}
+    return function(*trees)
+
+
+def _leaves(tree: Tree, name: str) -> Iterator[tuple[str, Array]]:
+    """Yield the arrays of a tree and what to call them."""
+    if isinstance(tree, Mapping):
+        for key in sorted(tree):
+            yield from _leaves(tree[key], f"{name}[{key!r}]")
+    else:
+        yield name, np.asarray(tree)
+
+
+def _inner(a: Tree, b: Tree) -> float:
+    """Return the inner product of two trees."""
+    pairs = zip(_leaves(a, ""), _leaves(b, ""), strict=True)
+    return float(sum(np.vdot(x, y) for (_, x), (_, y) in pairs))
