@@ -1,0 +1,156 @@
+"""The same weights and images through PyTorch's autograd: logits, loss and every gradient agree."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.requirements import require
+from tinyres.backends import get_backend
+from tinyres.chain import Pass
+from tinyres.init import initialise
+from tinyres.merges import FIGURE_2
+from tinyres.networks import Network, backward, build_network, forward, inference
+from tinyres.recipes import PAPER, TORCH_PORT, Recipe
+from tinyres.schedule import learning_rate
+from tinyres.step import dropout_masks
+from tinyres.units import FIGURE_4
+
+torch = require("torch")
+sys.path.insert(0, str(Path(__file__).parents[2] / "demos"))
+from torch_network import ResNet, load_state, save_state  # noqa: E402
+
+BLOCKS = {"basic": 8, "bottleneck": 11, "single": 5}
+NUMBERS = {"shortcut_scale": 0.5, "residual_scale": 0.9, "dropout_rate": 0.3}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+def perturbed(network: Network, seed: int) -> dict[str, np.ndarray]:
+    """Return a state whose vectors (gamma, beta, biases, statistics) are no round numbers, so that all count."""
+    rng = np.random.default_rng(seed)
+    state = initialise(network, PAPER, seed, gate_bias=-1.0, dtype=np.float64)
+    for name, value in state.items():
+        if value.ndim == 1 and not name.startswith("optimizer"):
+            value += 0.3 * rng.uniform(-1, 1, value.shape)
+    return state
+
+
+def compare(
+    network: Network, backend_name: str, n: int, size: int, groups: int, numbers: dict[str, float]
+) -> float:
+    """Return the worst relative error of logits, inference, the images' gradient and every parameter's."""
+    backend = get_backend(backend_name)
+    rng = np.random.default_rng(1)
+    state = perturbed(network, seed=2)
+    x, labels = rng.standard_normal((n, 3, size, size)), rng.integers(0, network.classes, n)
+    masks = dropout_masks(network, x.shape, seed=3, t=4, xp=np)
+
+    run = Pass(backend, state, groups, 1e-5, masks)
+    logits, _, cache = forward(run, network, x)
+    _, loss_cache = backend.softmax_cross_entropy.forward(logits, labels)
+    dx, ours = backward(backend, network, backend.softmax_cross_entropy.backward(1.0, loss_cache), cache)
+    ours |= {"logits": logits, "x": dx, "inference": inference(run, network, x)}
+
+    module = load_state(ResNet(network, groups=groups, **numbers).double(), state)
+    for name, mask in masks.items():
+        module.get_submodule(name).mask = torch.from_numpy(mask)
+    x_torch = torch.from_numpy(x).requires_grad_()
+    logits_torch = module(x_torch)
+    loss = torch.nn.functional.cross_entropy(logits_torch, torch.from_numpy(labels), reduction="sum")
+    loss.backward()
+    theirs = {name: p.grad.numpy() for name, p in module.named_parameters()}
+    theirs |= {"logits": logits_torch.detach().numpy(), "x": x_torch.grad.numpy()}
+    load_state(module, state).eval()  # running statistics as they were
+    with torch.no_grad():
+        theirs["inference"] = module(x_torch).numpy()
+
+    assert set(ours) == set(theirs)
+    # Some gradients are zero but for rounding (a shift that the next batch norm removes): they count against a
+    # millionth of the largest.
+    floor = 1e-6 * max(np.abs(g).max() for g in theirs.values())
+    return max(np.abs(ours[k] - theirs[k]).max() / max(floor, np.abs(theirs[k]).max()) for k in theirs)
+
+
+@pytest.mark.parametrize("shortcut", FIGURE_2)
+@pytest.mark.parametrize("unit", FIGURE_4)
+@pytest.mark.parametrize("block", BLOCKS)
+def test_every_cell_of_the_catalogue(block, unit, shortcut):
+    network = build_network(BLOCKS[block], block=block, unit=unit, shortcut=shortcut, classes=7, **NUMBERS)
+    backend = "numpy" if unit in ("original", "preactivation") else "reference"
+    assert compare(network, backend, n=6, size=8, groups=2, numbers=NUMBERS) < 1e-9
+
+
+@pytest.mark.parametrize("option", ["A", "B", "C"])
+@pytest.mark.parametrize("block", BLOCKS)
+def test_options(block, option):
+    network = build_network(BLOCKS[block], block=block, option=option)
+    assert compare(network, "reference", n=4, size=8, groups=1, numbers={}) < 1e-9
+
+
+@pytest.mark.parametrize("backend", ["reference", "numpy"])
+@pytest.mark.parametrize("depth", [20, 29])
+def test_at_mini_batch_128(depth, backend):
+    assert compare(build_network(depth), backend, n=128, size=32, groups=2, numbers={}) < 1e-9
+
+
+@pytest.mark.parametrize(("recipe", "unit"), [(PAPER, "preactivation"), (TORCH_PORT, "original")])
+def test_twenty_steps_of_the_recipe(recipe, unit):
+    assert train_both(build_network(8, unit=unit), recipe, n=128, size=16, steps=20) < 1e-6
+
+
+def train_both(network: Network, recipe: Recipe, n: int, size: int, steps: int) -> float:
+    """Return the worst relative difference of parameters and running statistics after some training steps."""
+
+    def batches(t: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(t)
+        return rng.standard_normal((n, 3, size, size)), rng.integers(0, 10, n)
+
+    start = initialise(network, recipe, seed=0, dtype=np.float64)
+    step = get_backend("numpy").make_step(network, recipe, batches, start, iterations=steps, dtype=np.float64)
+    module = load_state(ResNet(network, groups=recipe.groups(n)).double(), start)
+    everything = list(module.named_parameters())
+    decayed = [p for _, p in everything if recipe.decay_scope == "all" or p.ndim > 1]
+    plain = [p for _, p in everything if recipe.decay_scope == "weights" and p.ndim == 1]
+    nesterov = recipe.momentum_form == "nesterov"
+    optimizer = torch.optim.SGD(
+        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain}],
+        lr=1.0,
+        momentum=recipe.momentum,
+        nesterov=nesterov,
+    )
+    rate_before = None
+    for t in range(steps):
+        step(t)
+        rate = learning_rate(recipe, t, steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        if not nesterov and rate_before is not None:
+            # Caffe keeps the learning rate inside v, PyTorch outside: rescale PyTorch's v when it changes.
+            for buffers in optimizer.state.values():
+                buffers["momentum_buffer"] *= rate_before / rate
+        rate_before = rate
+        x, labels = batches(t)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(module(torch.from_numpy(x)), torch.from_numpy(labels)).backward()
+        optimizer.step()
+    ours, theirs = step.state(), save_state(module)
+    return max(np.abs(ours[k] - theirs[k]).max() / np.abs(theirs[k]).max() for k in theirs)
+
+
+def test_weights_travel_there_and_back():
+    network = build_network(8)
+    state = perturbed(network, seed=5)
+    back = save_state(load_state(ResNet(network).double(), state))
+    assert set(back) == {name for name in state if not name.startswith("optimizer.")}
+    assert all(np.array_equal(back[name], state[name]) for name in back)
+
+
+def test_a_state_of_another_network_is_refused():
+    state = initialise(build_network(14), PAPER, 0)
+    with pytest.raises(KeyError, match="names differ"):
+        load_state(ResNet(build_network(8)), state)
