@@ -404,7 +404,8 @@ def _unit_rows(unit: ResidualUnit, channels: int, size: int) -> Iterator[Row]:
     if unit.merge.gated:
         weight, bias = gate_names(unit)
         parameters = {weight: (out_channels, out_channels, 1, 1), bias: (out_channels,)}
-        tensors = 2 + (unit.merge.pair == "exclusive-gating") - (not unit.shortcut)  # g, s if new, F if asked
+        keeps_s = unit.shortcut or not branch[0].kept  # else s is what the branch keeps already
+        tensors = 1 + bool(keeps_s) + (unit.merge.pair == "exclusive-gating")  # g, s, F
         cost = numbers * out_channels
         yield Row(unit.name + ".gate", "gate", out_channels, out_size, parameters, cost, tensors * numbers)
     yield Row(unit.name, "merge", out_channels, out_size, kept_masks=numbers if unit.merge.masked else 0)
