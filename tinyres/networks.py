@@ -129,7 +129,7 @@ class Network:
             channels, size = row.channels, row.size
         for unit in self.units:
             for row in _unit_rows(unit, channels, size):
-                yield row
+                yield row._replace(unit=unit.name)
             channels, size = row.channels, row.size
         yield from _chain_rows(self.last, channels, size)
         yield Row("pool", "pool", self.channels, 1)
@@ -147,7 +147,8 @@ class Row(NamedTuple):
     parameters: Mapping[str, tuple[int, ...]] = {}  # name -> shape
     multiply_adds: int = 0
     kept: int = 0  # numbers kept for the backward pass
-    kept_masks: int = 0  # bytes of ReLU masks kept
+    kept_masks: int = 0  # bytes of masks kept
+    unit: str = ""  # the residual unit it belongs to
 
     @property
     def parameter_count(self) -> int:
