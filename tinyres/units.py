@@ -94,6 +94,16 @@ class ResidualUnit:
     dropout_rate: float = 0.5
 
 
+class UnitSignals(NamedTuple):
+    """Every signal inside a unit."""
+
+    a: Array  # (N, C, H, W): what both paths read, x_l or the activation of it that they share
+    s: Array  # (N, C', H', W'): the shortcut's, h(x_l) before the merge
+    f: Array  # (N, C', H', W'): F(x_l, W_l)
+    y: Array  # (N, C', H', W'): y_l, where the two have met
+    x_next: Array  # (N, C', H', W'): x_{l+1}
+
+
 class UnitCache(NamedTuple):
     """What the backward pass of a unit reads."""
 
@@ -121,14 +131,26 @@ def unit_forward(run: Pass, unit: ResidualUnit, x: Array) -> tuple[Array, dict[s
     moments : dict of str to Moments
     cache : UnitCache
     """
-    x, moments_before, before = chain_forward(run, unit.before, x)
-    s, moments_shortcut, shortcut = chain_forward(run, unit.shortcut, x)  # h(x_l)
-    f, moments_branch, branch = chain_forward(run, unit.branch, x)  # F(x_l, W_l)
-    pair = run.backend.merges[unit.merge.pair]
-    y, merge = pair.forward(s, f, *_merge_arrays(run, unit), **_merge_numbers(unit))  # Eq. (1)
+    signals, moments, cache = unit_signals(run, unit, x)
+    return signals.x_next, moments, cache
+
+
+def unit_signals(run: Pass, unit: ResidualUnit, x: Array) -> tuple[UnitSignals, dict[str, Moments], UnitCache]:
+    """Compute what `unit_forward` does, and show the signals inside."""
+    a, moments_before, before = chain_forward(run, unit.before, x)
+    s, moments_shortcut, shortcut = chain_forward(run, unit.shortcut, a)  # h(x_l)
+    f, moments_branch, branch = chain_forward(run, unit.branch, a)  # F(x_l, W_l)
+    y, merge = merge_forward(run, unit, s, f)  # Eq. (1)
     x_next, moments_after, after = chain_forward(run, unit.after, y)  # Eq. (2)
     moments = moments_before | moments_shortcut | moments_branch | moments_after
-    return x_next, moments, UnitCache(before, shortcut, branch, merge, after)
+    return UnitSignals(a, s, f, y, x_next), moments, UnitCache(before, shortcut, branch, merge, after)
+
+
+def merge_forward(run: Pass, unit: ResidualUnit, s: Array, f: Array) -> tuple[Array, Any]:
+    """Let a shortcut signal and a residual, (N, C', H', W'), meet as the unit does; return y and the cache."""
+    pair = run.backend.merges[unit.merge.pair]
+    y, cache = pair.forward(s, f, *_merge_arrays(run, unit), **_merge_numbers(unit))
+    return y, cache
 
 
 def unit_backward(
@@ -168,8 +190,7 @@ def unit_inference(run: Pass, unit: ResidualUnit, x: Array) -> Array:
     if unit.merge.masked:
         y, _ = run.backend.dropout_inference.forward(s, f, rate=unit.dropout_rate)
     else:
-        pair = run.backend.merges[unit.merge.pair]
-        y, _ = pair.forward(s, f, *_merge_arrays(run, unit), **_merge_numbers(unit))
+        y, _ = merge_forward(run, unit, s, f)
     return chain_inference(run, unit.after, y)
 
 
