@@ -1,0 +1,93 @@
+"""Both official layouts give the same arrays, and damage of any kind gives one sentence."""
+
+import numpy as np
+import pytest
+
+from tests.data.fake_cifar import (
+    SMALL_CIFAR10,
+    SMALL_CIFAR100,
+    class_names,
+    fake_images,
+    write_binary,
+    write_pickled,
+)
+from tinyres.data.cifar import read_cifar
+from tinyres.errors import UserError
+
+both = pytest.mark.parametrize("cifar", [SMALL_CIFAR10, SMALL_CIFAR100], ids=lambda cifar: cifar.name)
+layouts = pytest.mark.parametrize("write", [write_binary, write_pickled])
+
+
+@both
+@layouts
+def test_reads_what_was_written(tmp_path, cifar, write):
+    write(tmp_path, cifar)
+    *written_training, written_test = fake_images(cifar)
+    for dataset, written in zip(read_cifar(tmp_path, cifar), (written_training, [written_test]), strict=True):
+        pixels = np.concatenate([pixels for _, pixels, _, _ in written])
+        assert np.array_equal(dataset.images, pixels.reshape(-1, 3, 32, 32))
+        assert np.array_equal(dataset.labels, np.concatenate([fine for _, _, _, fine in written]))
+        assert dataset.images.dtype == np.uint8
+        assert dataset.labels.dtype == np.int64
+        assert dataset.images.flags.c_contiguous
+        assert dataset.classes == tuple(class_names(cifar))
+        assert dataset.name == cifar.name
+
+
+@both
+@layouts
+def test_the_folder_itself_may_be_named(tmp_path, cifar, write):
+    folder = write(tmp_path, cifar)
+    assert np.array_equal(read_cifar(folder, cifar)[0].images, read_cifar(tmp_path, cifar)[0].images)
+
+
+def test_nothing_there(tmp_path):
+    assert read_cifar(tmp_path, SMALL_CIFAR10) is None
+    assert read_cifar(tmp_path / "not even this", SMALL_CIFAR10) is None
+
+
+def edited(change):
+    """Return a damage that changes a file's bytes."""
+
+    def damage(path):
+        path.write_bytes(change(path.read_bytes()))
+
+    return damage
+
+
+BINARY_DAMAGE = {
+    "truncated": ("data_batch_2.bin", edited(lambda b: b[:-1]), "has 12,291 bytes instead of 12,292"),
+    "empty": ("data_batch_2.bin", edited(lambda b: b""), "has 0 bytes"),
+    "too long": ("test_batch.bin", edited(lambda b: b + b"\0"), "bytes instead of"),
+    "missing": ("data_batch_5.bin", lambda path: path.unlink(), "data_batch_5.bin is missing"),
+    "a folder": ("test_batch.bin", lambda path: (path.unlink(), path.mkdir()), "cannot be read"),
+    "label": ("data_batch_4.bin", edited(lambda b: b"\x0a" + b[1:]), "gives image 0 the class 10"),
+    "no names": ("batches.meta.txt", lambda path: path.unlink(), "batches.meta.txt is missing"),
+    "few names": ("batches.meta.txt", edited(lambda b: b[:30]), "names of 10 classes"),
+    "odd names": ("batches.meta.txt", edited(lambda b: b.replace(b"c", b"\xff")), "names of 10 classes"),
+}
+
+
+@pytest.mark.parametrize("case", BINARY_DAMAGE)
+def test_a_damaged_binary_file_gives_one_sentence(tmp_path, case):
+    name, damage, message = BINARY_DAMAGE[case]
+    folder = write_binary(tmp_path, SMALL_CIFAR10)
+    damage(folder / name)
+    with pytest.raises(UserError, match=message) as caught:
+        read_cifar(tmp_path, SMALL_CIFAR10)
+    assert name in str(caught.value)
+    assert "python -m tinyres download cifar10" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@layouts
+def test_the_other_data_set_in_this_one_s_folder(tmp_path, write):
+    folder = write(tmp_path, SMALL_CIFAR100)
+    layout = SMALL_CIFAR10.binary if write is write_binary else SMALL_CIFAR10.pickled
+    ending = ".bin" if write is write_binary else ""
+    for name in layout.training:
+        (folder / name).write_bytes((folder / f"train{ending}").read_bytes())
+    (folder / layout.classes).write_bytes((write(tmp_path / "10", SMALL_CIFAR10) / layout.classes).read_bytes())
+    folder.rename(tmp_path / layout.folder)
+    with pytest.raises(UserError, match="not CIFAR-10"):
+        read_cifar(tmp_path, SMALL_CIFAR10)

@@ -1,0 +1,151 @@
+"""Mini-batch t as a pure function of (seed, t): which images, which crops, which flips.
+
+The paper trains for a number of iterations, so its mini-batches are cut from an endless stream of images: one
+random order of the training set after another. Mini-batch t is images t*B .. t*B + B - 1 of the stream, which
+may straddle two passes. The Torch port counts epochs: its last mini-batch of a pass is what is left over.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from tinyres.array import Array
+from tinyres.data.augmentation import augment, draw_augmentation
+from tinyres.data.dataset import Dataset
+from tinyres.data.normalisation import Normalisation
+from tinyres.errors import UserError
+from tinyres.randomness import Purpose, permutation
+from tinyres.recipes import Recipe
+
+_EVERYTHING = slice(None)
+
+
+class Batches:
+    """The mini-batches of a run.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        The training set, N images.
+    recipe : Recipe
+        Decides on normalisation, augmentation, where zeros are padded, and the last mini-batch of a pass.
+    seed : int
+        The run's seed.
+    batch_size : int
+        Images in a mini-batch, B, at least 1.
+    dtype : dtype
+        float32 or float64: of the images that come out.
+    xp : module
+        numpy or cupy: where the data set is kept, as uint8, and where mini-batches are made. Order, crops and
+        flips are always drawn on the host.
+
+    Attributes
+    ----------
+    iterations_per_epoch : float
+        Mini-batches a pass over the data takes: N / B in an endless stream, else that rounded up.
+
+    Raises
+    ------
+    UserError
+        If there are no images or the mini-batch holds none.
+
+    Examples
+    --------
+    >>> from tinyres.recipes import PAPER
+    >>> pixels = np.arange(5 * 3 * 32 * 32, dtype=np.int64).astype(np.uint8).reshape(5, 3, 32, 32)
+    >>> data = Dataset("example", pixels, np.arange(5), ("a", "b", "c", "d", "e"))
+    >>> batches = Batches(data, PAPER, seed=0, batch_size=4)
+    >>> images, labels = batches(17)
+    >>> images.shape, images.dtype, labels.shape, batches.iterations_per_epoch
+    ((4, 3, 32, 32), dtype('float32'), (4,), 1.25)
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        recipe: Recipe,
+        *,
+        seed: int,
+        batch_size: int,
+        dtype: DTypeLike = np.float32,
+        xp: Any = np,
+    ) -> None:
+        if batch_size < 1 or not len(dataset):
+            raise UserError(
+                f"cannot cut mini-batches of {batch_size} from {len(dataset)} images: both must be at least 1."
+            )
+        self.recipe, self.seed, self.batch_size, self.xp = recipe, seed, batch_size, xp
+        self.n = len(dataset)
+        self.images, self.labels = xp.asarray(dataset.images), xp.asarray(dataset.labels)
+        self.normalisation = Normalisation.of(dataset, recipe).on(xp, dtype)
+        whole, rest = divmod(self.n, batch_size)
+        self.iterations_per_epoch = whole + bool(rest) if recipe.short_last_batch else self.n / batch_size
+        # Two passes are what a mini-batch can straddle; a cache of the instance, so that it dies with it.
+        self._order = lru_cache(maxsize=2)(self._draw_order)
+
+    def size(self, t: int) -> int:
+        """Return how many images mini-batch t has."""
+        if not self.recipe.short_last_batch:
+            return self.batch_size
+        return min(self.batch_size, self.n - self._start(t) % self.n)
+
+    def places(self, t: int) -> Array:
+        """Return which images mini-batch t has: places in the data set, (B,), int64, a NumPy array."""
+        start, end = self._start(t), self._start(t) + self.size(t)
+        passes = range(start // self.n, (end - 1) // self.n + 1)
+        orders = [self._order(p)[max(0, start - p * self.n) : end - p * self.n] for p in passes]
+        return np.concatenate(orders)
+
+    def normalise(self, images: Array) -> Array:
+        """Normalise images as the recipe wants, without augmentation: for evaluation.
+
+        Parameters
+        ----------
+        images : array of uint8, (N, 3, 32, 32)
+            On the host or the device.
+
+        Returns
+        -------
+        array, (N, 3, 32, 32)
+            In the mini-batches' dtype, of `xp`.
+        """
+        return self.normalisation(self.xp.asarray(images))
+
+    def __call__(self, t: int, share: slice = _EVERYTHING) -> tuple[Array, Array]:
+        """Make mini-batch t, or one replica's share of it.
+
+        Parameters
+        ----------
+        t : int
+            The iteration, at least 0.
+        share : slice
+            Which of its images are wanted; all by default. Their crops do not depend on it.
+
+        Returns
+        -------
+        images : array, (B, 3, 32, 32)
+            Normalised and, if the recipe wants that, cropped and flipped at random.
+        labels : array of int64, (B,)
+        """
+        places = self.xp.asarray(self.places(t)[share])
+        images, labels = self.images[places], self.labels[places]
+        if not self.recipe.augmentation:
+            return self.normalisation(images), labels
+        drawn = draw_augmentation(self.size(t), self.seed, t).share(share)
+        if self.recipe.pad == "before-normalising":
+            return self.normalisation(augment(images, drawn)), labels
+        return augment(self.normalisation(images), drawn), labels
+
+    def _start(self, t: int) -> int:
+        """Return where in the stream of images mini-batch t begins."""
+        if not self.recipe.short_last_batch:
+            return t * self.batch_size
+        epoch, iteration = divmod(t, int(self.iterations_per_epoch))
+        return epoch * self.n + iteration * self.batch_size
+
+    def _draw_order(self, epoch: int) -> Array:
+        return permutation(self.n, self.seed, Purpose.ORDER, iteration=epoch)

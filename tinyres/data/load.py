@@ -1,0 +1,85 @@
+"""Data sets by name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tinyres.data.cifar import CIFAR10, CIFAR100, read_cifar
+from tinyres.data.dataset import Dataset, split
+from tinyres.errors import UserError
+
+_CIFAR = {cifar.name: cifar for cifar in (CIFAR10, CIFAR100)}
+DATASETS = (*_CIFAR, "shapes")
+
+
+def data_folder(data_dir: str | Path | None = None) -> Path:
+    """Return where data sets are kept.
+
+    Parameters
+    ----------
+    data_dir : path, optional
+        Taken as it is, ``~`` expanded.
+
+    Returns
+    -------
+    Path
+        `data_dir`, else the environment variable ``TINYRES_DATA``, else the platform's cache folder for
+        tinyres. It need not exist.
+
+    Examples
+    --------
+    >>> data_folder("here").name
+    'here'
+    """
+    given = data_dir or os.environ.get("TINYRES_DATA")
+    if given:
+        return Path(given).expanduser()
+    import pooch  # here, because it takes a while and most runs say where their data are
+
+    return Path(pooch.os_cache("tinyres"))
+
+
+def load_dataset(
+    name: str, data_dir: str | Path | None = None, *, validation: int = 0
+) -> tuple[Dataset, Dataset]:
+    """Load a data set.
+
+    Parameters
+    ----------
+    name : str
+        ``cifar10``, ``cifar100``, or ``shapes``, which is drawn by the computer and needs no download.
+    data_dir : path, optional
+        The folder that holds ``cifar-10-batches-bin`` and the like, or that folder itself; by default what
+        `data_folder` says.
+    validation : int
+        If not 0, the test set is left alone, and the second set is this many images held out from the training
+        set, the same ones in every run.
+
+    Returns
+    -------
+    (Dataset, Dataset)
+        What to train on, and what to test on.
+
+    Raises
+    ------
+    UserError
+        If there is no such data set, it is not there or its files are damaged, or too much is held out.
+    """
+    if name == "shapes":
+        from tinyres.data.shapes import load_shapes
+
+        training, test = load_shapes()
+    elif name in _CIFAR:
+        folder, cifar = data_folder(data_dir), _CIFAR[name]
+        found = read_cifar(folder, cifar)
+        if found is None:
+            raise UserError(
+                f"{cifar.title} is not in {folder}: run `python -m tinyres download {name}`, or put the folder "
+                f"{cifar.binary.folder} or {cifar.pickled.folder} somewhere yourself and name that place with "
+                "--data-dir or TINYRES_DATA."
+            )
+        training, test = found
+    else:
+        raise UserError(f"there is no data set {name!r}: choose one of {', '.join(DATASETS)}.")
+    return split(training, validation) if validation else (training, test)

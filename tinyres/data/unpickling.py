@@ -1,0 +1,98 @@
+"""A pickle's data without its program.
+
+A pickle is a program for a small machine that may call any function it can name, so a hostile one owns whoever
+loads it. The official CIFAR files name three things, all to rebuild one array; here each is a stand-in that
+only records what it was called with, and the array is made from the record. Any other name is refused. Not even
+the real `numpy.dtype` and `numpy.ndarray` are lent: the states they accept can claim that bytes are pointers.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyres.array import Array
+from tinyres.errors import UserError
+
+
+class _Recorded:
+    """What a pickle asked to have built: the arguments of the call, and the state that it set."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Array(_Recorded):
+    """Stands for `_reconstruct`, which pickles call for an empty array before they set its state."""
+
+
+class _ArrayType(_Recorded):
+    """Stands for `numpy.ndarray`, which pickles only hand to `_reconstruct`."""
+
+
+class _Dtype(_Recorded):
+    """Stands for `numpy.dtype`."""
+
+
+_ALLOWED = {
+    ("numpy.core.multiarray", "_reconstruct"): _Array,  # as the official files say, written by an old NumPy
+    ("numpy._core.multiarray", "_reconstruct"): _Array,  # as NumPy 2 says
+    ("numpy", "ndarray"): _ArrayType,
+    ("numpy", "dtype"): _Dtype,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file needs")
+        return _ALLOWED[module, name]
+
+
+def read_pickle(content: bytes, path: Path) -> dict[Any, Any]:
+    """Read the dict of a CIFAR file in the pickle layout; nothing in it is executed.
+
+    Parameters
+    ----------
+    content : bytes
+        The file, written by Python 2 or 3.
+    path : Path
+        Its name, for the message.
+
+    Returns
+    -------
+    dict
+        From byte strings to byte strings, numbers, lists and arrays of uint8.
+
+    Raises
+    ------
+    UserError
+        If it is not a pickle, is cut off, is not a dict, or asks for anything but an array of bytes.
+    """
+    try:
+        value = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        if not isinstance(value, dict):
+            raise pickle.UnpicklingError("it holds no dict")
+        return {key: _array(item) if isinstance(item, _Array) else item for key, item in value.items()}
+    # A damaged pickle is a random program: it can fail in every way a program of that machine can.
+    except Exception as error:
+        reason = str(error) if isinstance(error, pickle.UnpicklingError) else type(error).__name__
+        raise UserError(
+            f"{path} is not an official CIFAR file ({reason}), so it was not loaded: get the archive again."
+        ) from None
+
+
+def _array(recorded: _Array) -> Array:
+    """Make the array of uint8 that a pickle described: state (version, shape, dtype, Fortran order, bytes)."""
+    _, shape, dtype, fortran, content = recorded.state
+    if not isinstance(dtype, _Dtype) or dtype.arguments[0] not in (b"u1", "u1"):
+        raise pickle.UnpicklingError("its array does not hold bytes")
+    return np.frombuffer(content, np.uint8).reshape(shape, order="F" if fortran else "C")
