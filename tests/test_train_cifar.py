@@ -1,0 +1,151 @@
+"""The main job as its user meets it: a command line, a real network, Ctrl-C, kill -9, wrong flags."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.data.fake_cifar import write_binary
+from tests.tiny_demo import DEMO, TINY_CIFAR10, run_demo
+from tests.toy_run import ending
+from tinyres.checkpoint import checkpoint_paths
+
+SMALL = "--depth 8 --batch-size 8 --iterations 12 --eval-every 5 --checkpoint-every 2"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data(tmp_path_factory) -> Iterator[None]:
+    folder = tmp_path_factory.mktemp("data")
+    write_binary(folder, TINY_CIFAR10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TINYRES_DATA", str(folder))
+        patch.setenv("OPENBLAS_NUM_THREADS", "1")
+        yield
+
+
+def start(*flags: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.tiny_demo", *flags],
+        cwd=DEMO.parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(*flags: str) -> tuple[int, str, str]:
+    with start(*flags) as process:
+        out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Path, str, float]:
+    """A run that nobody disturbed, what it printed, and the seconds it took."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    begun = time.perf_counter()
+    code, out, err = finish(*SMALL.split(), "--out", str(folder))
+    assert code == 0, err
+    return folder, out, time.perf_counter() - begun
+
+
+def test_it_says_what_it_trains_and_leaves_its_folder(whole) -> None:
+    folder, out, _ = whole
+    for words in (
+        "ResNet-8: 3 basic units, unit preactivation",
+        "75,290 parameters, 12.2 million multiply-adds",
+        "activations",
+        "paper: 12 iterations of 8 images",
+        "batch norm in 1 group of 8",
+        "test error",
+    ):
+        assert words in out
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["iterations"], result["parameters"]) == (12, 75_290)
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_killed_at_ten_random_moments_it_ends_with_the_same_bits(whole, tmp_path) -> None:
+    folder, _, seconds = whole
+    moments = random.Random(0)
+    kills = 0
+    for _ in range(10):
+        with start("--out", str(tmp_path / "run"), *SMALL.split(), "--resume", "--quiet") as process:
+            time.sleep(moments.uniform(0.1, 1) * seconds)
+            process.kill()
+        kills += process.returncode == -signal.SIGKILL
+    assert kills > 0
+    code, _, err = finish("--out", str(tmp_path / "run"), *SMALL.split(), "--resume", "--quiet")
+    assert (code, err) == (0, "")
+    assert ending(tmp_path / "run") == ending(folder)
+
+
+def test_ctrl_c_saves_says_how_to_go_on_and_the_rest_needs_no_flags(whole, tmp_path) -> None:
+    run = tmp_path / "run"
+    with start(*SMALL.split(), "--out", str(run)) as process:
+        while not checkpoint_paths(run) and process.poll() is None:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "saved after" in err
+    assert f"python demos/train_cifar.py --out {run} --resume" in err
+    assert "Traceback" not in err
+    assert not (run / "result.json").exists()
+    code, _, err = finish("--out", str(run), "--resume", "--quiet")
+    assert (code, err) == (0, "")
+    assert ending(run) == ending(whole[0])
+
+
+def test_a_loss_that_is_no_number_stops_it(tmp_path) -> None:
+    flags = [*SMALL.split(), "--learning-rate", "1e30", "--out", str(tmp_path / "run"), "--quiet"]
+    code, _, err = finish(*flags)
+    assert code == 2
+    assert "at learning rate 1e+" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--depth 21", "no network has depth 21"),
+        ("--depth twenty", "invalid int value: 'twenty'"),
+        ("--depth -20", "depth must be"),
+        ("--block square", "'square'"),
+        ("--unit sideways", "'sideways'"),
+        ("--shortcut long", "'long'"),
+        ("--shortcut conv --option A", "option C, not A"),
+        ("--dropout-rate 1", "dropout rate"),
+        ("--recipe cake", "'cake'"),
+        ("--momentum-form quick", "'quick'"),
+        ("--dataset mnist", "'mnist'"),
+        ("--backend abacus", "'abacus'"),
+        ("--precision float16", "float16"),
+        ("--batch-size 0", "batch_size must be"),
+        ("--iterations 0", "iterations must be"),
+        ("--iterations 1.5", "invalid int value: '1.5'"),
+        ("--eval-every 0", "eval_every must be"),
+        ("--seed -1", "seed must be"),
+        ("--validation 40", "cannot hold out 40"),
+        ("--data-dir nowhere", "is not in nowhere"),
+        ("--colour red", "unrecognized arguments: --colour red"),
+    ],
+)
+def test_wrong_flags_cost_one_sentence_and_leave_nothing(flags, words, tmp_path, monkeypatch, capsys) -> None:
+    run = tmp_path / "run"
+    monkeypatch.setattr(sys, "argv", ["train_cifar.py", *flags.split(), "--out", str(run)])
+    with pytest.raises(SystemExit) as stop:
+        run_demo()
+    out, err = capsys.readouterr()
+    assert (stop.value.code, out) == (2, "")
+    assert words in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert not run.exists()

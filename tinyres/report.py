@@ -1,0 +1,105 @@
+"""What a run tells: before it starts, while it goes on, and when it is over."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from math import isfinite
+
+from tinyres.config import Config
+from tinyres.networks import Network
+from tinyres.run_folder import Row
+
+# Okabe and Ito's colours, distinct for every common kind of colour vision; the darker ones first.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+
+
+def describe(config: Config, network: Network, images: int, evaluated: int) -> str:
+    """Say what is about to be trained, so that nobody trains another network than they think.
+
+    Parameters
+    ----------
+    config : Config
+    network : Network
+    images, evaluated : int
+        Images in the training set and in the set on which the error is measured.
+
+    Returns
+    -------
+    str
+        A few lines.
+    """
+    groups = config.recipe.groups(config.batch_size)
+    memory = network.activation_bytes(config.batch_size, itemsize=8 if config.precision == "float64" else 4)
+    held_out = "validation" if config.validation else "test"
+    lines = {
+        "network": f"ResNet-{network.depth}: {len(network.units)} {network.block} units, "
+        f"unit {network.unit}, shortcut {network.shortcut}, option {network.option}",
+        "size": f"{network.parameter_count:,} parameters, {network.multiply_adds / 1e6:,.1f} million "
+        f"multiply-adds an image, {_memory(memory)} of activations a mini-batch",
+        "recipe": f"{config.recipe.name}: {config.iterations:,} iterations of {config.batch_size} images "
+        f"({config.iterations * config.batch_size / images:.1f} epochs), "
+        f"batch norm in {groups} group{'s' * (groups > 1)} of {config.batch_size // groups}, "
+        f"seed {config.seed}",
+        "data": f"{config.dataset}: {images:,} training and {evaluated:,} {held_out} images",
+        "backend": f"{config.backend}, {config.precision}, {config.blas}",
+    }
+    return "\n".join(f"{name:9}{text}" for name, text in lines.items())
+
+
+def draw_curves(runs: Mapping[str, list[Row]], evaluated_on: str = "test") -> bytes:
+    """Draw training loss (dashed, left axis) and test error (solid, right axis), as in the paper's figures.
+
+    Parameters
+    ----------
+    runs : dict
+        The rows of ``metrics.csv`` by the run's name; each run has its own colour.
+    evaluated_on : str
+        The name of the set on which the error was measured.
+
+    Returns
+    -------
+    bytes
+        A PNG file.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+
+    figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
+    losses = figure.subplots()
+    errors = losses.twinx()
+    highest = 1.0
+    for number, (name, rows) in enumerate(runs.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        losses.plot(*_points(rows, "training_loss"), "--", color=colour, linewidth=1)
+        times, measured = _points(rows, "test_error")
+        marker = "o" if len(times) < 20 else ""
+        errors.plot(times, measured, "-", color=colour, linewidth=2, marker=marker, markersize=4, label=name)
+        highest = max([highest, *measured])
+    low, high = losses.get_ylim()
+    if 0 < 5 * low < high:  # over less than that, a logarithm only bends the axis
+        losses.set_yscale("log")
+        losses.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        losses.yaxis.set_minor_locator(NullLocator())
+    losses.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    losses.xaxis.set_major_locator(MaxNLocator(integer=True))
+    losses.set(xlabel="iteration", ylabel="training loss (dashed)", xlim=(0, None))
+    errors.set(ylabel=f"{evaluated_on} error, % (solid)", ylim=(0, 1.05 * highest))
+    errors.grid(axis="y", color="0.9", linewidth=0.8)
+    if len(runs) == 1:
+        losses.set_title(next(iter(runs)))
+    else:
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _points(rows: list[Row], column: str) -> tuple[list[float], list[float]]:
+    points = [(row["iteration"] or 0.0, row[column]) for row in rows]
+    good = [(x, y) for x, y in points if y is not None and isfinite(y)]
+    return [x for x, _ in good], [y for _, y in good]
+
+
+def _memory(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,346 @@
+"""A training run and its folder: started, stopped at any moment, resumed, finished.
+
+    config.json                      written first: what is computed, and how
+    metrics.csv                      loss and error by iteration, without clock times: equal runs, equal files
+    timing.csv                       the clock times
+    checkpoint-00000400.safetensors  the newest two
+    curves.png, result.json          result.json comes last: where it lies, the run is over
+
+A run that is killed and resumed ends with the bits of one that was never stopped, because a step is a pure
+function of the state and of t, and all that outlives a step is in the checkpoint: the state, and the loss and
+errors summed since the last line of metrics.csv. A line is on the disk before the checkpoint that follows it,
+so that cutting metrics.csv back to a checkpoint never leaves a gap.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+import tinyres
+from tinyres.array import Array
+from tinyres.backends import get_backend
+from tinyres.checkpoint import (
+    check_state,
+    checkpoint_paths,
+    load_newest_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from tinyres.config import Config, differences
+from tinyres.contract import Backend
+from tinyres.data import Batches, Dataset, load_dataset
+from tinyres.errors import UserError
+from tinyres.evaluate import Evaluation, evaluate, recompute_statistics
+from tinyres.init import initialise
+from tinyres.networks import Network
+from tinyres.report import describe, draw_curves
+from tinyres.run_folder import (
+    append_row,
+    check_folder,
+    cut_table,
+    owned,
+    read_table,
+    temporary_files,
+    write_file,
+)
+from tinyres.schedule import learning_rate
+
+METRICS = ("iteration", "epoch", "learning_rate", "training_loss", "training_error", "test_loss", "test_error")
+TIMING = ("iteration", "seconds", "step_seconds")
+ROWS_AN_EVALUATION = (
+    10  # the training loss costs nothing, so it is written this much oftener than the test error
+)
+
+
+@dataclass
+class Sums:
+    """Training loss and errors since the last line of metrics.csv."""
+
+    loss: float = 0.0
+    errors: int = 0
+    images: int = 0
+
+    @property
+    def means(self) -> tuple[float, float]:
+        """Loss of an image, and error in per cent."""
+        return self.loss / self.images, 100 * self.errors / self.images
+
+
+def train(
+    config: Config,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    data: tuple[Dataset, Dataset] | None = None,
+) -> dict[str, Any]:
+    """Train a network and leave its folder.
+
+    Parameters
+    ----------
+    config : Config
+        What to train, and how.
+    out : path
+        The run's folder, created if need be; one living run can hold it.
+    resume : bool
+        Go on with the run that is there, if there is one.
+    quiet : bool
+        Print nothing but warnings.
+    data : (Dataset, Dataset), optional
+        Training and test set in place of those that `config` names.
+
+    Returns
+    -------
+    dict
+        The content of ``result.json``.
+
+    Raises
+    ------
+    UserError
+        If something in `config` or in the folder is impossible, the disk is full, or a number stops being
+        finite. The newest good checkpoint stays.
+    KeyboardInterrupt
+        On Ctrl-C, after the step was finished and saved. A second Ctrl-C does not wait.
+    """
+    out = Path(out)
+    backend = get_backend(config.backend)
+    config = config.resolved()
+    _check_run(config, out, resume)  # again when the folder is ours; here it comes before the data
+    training, test = data or load_dataset(config.dataset, config.data_dir, validation=config.validation)
+    network = config.network(len(training.classes))
+    batches = Batches(
+        training,
+        config.recipe,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        dtype=config.precision,
+        xp=backend.xp,
+    )
+    run = _Run(config, out, quiet, backend, network, training, test, batches)
+    run.say(describe(config, network, len(training.labels), len(test.labels)))
+    run.say(f"{'folder':9}{out}")
+    with owned(out):
+        _check_run(config, out, resume)
+        run.record_config()
+        start, state, sums = run.restore()
+        step = backend.make_step(
+            network,
+            config.recipe,
+            batches,
+            state,
+            iterations=config.iterations,
+            dtype=config.precision,
+            seed=config.seed,
+        )
+        try:
+            run.take_steps(step, start, sums)
+        finally:
+            step.close()
+        return run.finish()
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What stays the same during a run, and the things a run does, in their order."""
+
+    config: Config
+    out: Path
+    quiet: bool
+    backend: Backend
+    network: Network
+    training: Dataset
+    test: Dataset
+    batches: Batches
+
+    @property
+    def evaluated_on(self) -> str:
+        return "validation" if self.config.validation else "test"
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            tqdm.write(text)  # does not tear the bar
+
+    def record_config(self) -> None:
+        """Write config.json; say so if the run was computed another way up to now."""
+        path = self.out / "config.json"
+        if path.exists() and (changed := differences(Config.read(path), self.config, "how")):
+            print(f"going on another way, so the last bits may differ: {changed}", file=sys.stderr)
+        write_file(path, self.config.to_json().encode())
+
+    def restore(self) -> tuple[int, dict[str, Array], Sums]:
+        """Return where to go on: the newest good checkpoint, else the beginning. Cut the tables back to it."""
+        config, start, sums = self.config, 0, Sums()
+        state = initialise(
+            self.network, config.recipe, config.seed, gate_bias=config.gate_bias, dtype=config.precision
+        )
+        found = load_newest_checkpoint(self.out, warn=lambda line: print(line, file=sys.stderr))
+        if found:
+            path, (start, saved, facts) = found
+            check_state(saved, state, path)
+            if facts["what"] != config.part("what"):
+                raise UserError(f"{path} is from another run than the config.json beside it.")
+            state, sums = saved, Sums(**facts["sums"])
+            prune_checkpoints(path)
+            self.say(f"{'resumed':9}after {start:,} iterations")
+        for leftover in temporary_files(self.out):
+            leftover.unlink()
+        cut_table(self.out / "metrics.csv", METRICS, start)
+        cut_table(self.out / "timing.csv", TIMING, start)
+        return start, state, sums
+
+    def take_steps(self, step: Any, start: int, sums: Sums) -> None:
+        """Take the steps from `start` on; write rows, curves and checkpoints when they are due."""
+        config, batches = self.config, self.batches
+        row_every = max(1, config.eval_every // ROWS_AN_EVALUATION)
+        times = read_table(self.out / "timing.csv")
+        before, step_seconds = (times[-1]["seconds"] or 0, times[-1]["step_seconds"] or 0) if times else (0, 0)
+        begun = time.perf_counter()
+        layout = "{n_fmt}/{total_fmt} |{bar}| {elapsed} gone, {remaining} left{postfix}"
+        silent = self.quiet or start == config.iterations
+        bar = tqdm(total=config.iterations, initial=start, disable=silent, bar_format=layout)
+        with bar, _deferred_interrupt() as interrupted:
+            for t in range(start, config.iterations):
+                rate = learning_rate(config.recipe, t, config.iterations)
+                step_begun = time.perf_counter()
+                loss, errors = step(t)
+                seconds = time.perf_counter() - step_begun
+                if not isfinite(loss):
+                    raise self.diverged(f"the loss became {loss}", t, rate)
+                images = batches.size(t)
+                step_seconds += seconds
+                sums = Sums(sums.loss + loss, sums.errors + errors, sums.images + images)
+                mean_loss, mean_error = sums.means
+                message = f"loss {mean_loss:.3f}, error {mean_error:.1f} %"
+                bar.set_postfix_str(f"{message}, {images / seconds:,.0f} images/s", refresh=False)
+                bar.update()
+
+                done = t + 1
+                over = done == config.iterations
+                look = over or done % config.eval_every == 0
+                if look or done % row_every == 0:
+                    epoch = round(done / batches.iterations_per_epoch, 4)
+                    found = self.evaluate(step.state()) if look else None
+                    tested = (found.loss, found.error) if found else (None, None)
+                    append_row(self.out / "metrics.csv", [done, epoch, rate, mean_loss, mean_error, *tested])
+                    clock = before + time.perf_counter() - begun
+                    append_row(self.out / "timing.csv", [done, round(clock, 3), round(step_seconds, 3)])
+                    sums = Sums()
+                    if found:
+                        self.draw()
+                        error = f"{self.evaluated_on} error {found.error:.2f} %"
+                        self.say(f"iteration {done:,}: training {message}; {error}")
+                if over or interrupted or done % config.checkpoint_every == 0:
+                    state = step.state()
+                    if not all(np.isfinite(array).all() for array in state.values()):
+                        raise self.diverged("the weights stopped being finite numbers", t, rate)
+                    facts = {"what": config.part("what"), "sums": asdict(sums)}
+                    save_checkpoint(self.out, done, state, facts)
+                if interrupted and not over:
+                    raise KeyboardInterrupt(f"saved after {done:,} iterations in {self.out}")
+
+    def evaluate(self, state: dict[str, Array]) -> Evaluation:
+        """Look at the test set."""
+        recipe, size = self.config.recipe, self.config.batch_size
+        common = self.backend, self.network
+        normalise = self.batches.normalise
+        if recipe.recompute_statistics:
+            state = recompute_statistics(*common, state, self.training, normalise, recipe, batch_size=size)
+        return evaluate(*common, state, self.test, normalise, batch_size=size, eps=recipe.eps)
+
+    def draw(self) -> None:
+        """Draw the curves so far."""
+        config = self.config
+        title = f"ResNet-{config.depth}, {config.unit}, {config.dataset}, recipe {config.recipe.name}"
+        rows = read_table(self.out / "metrics.csv")
+        write_file(self.out / "curves.png", draw_curves({title: rows}, self.evaluated_on))
+
+    def diverged(self, what: str, t: int, rate: float) -> UserError:
+        """Say when and where the numbers blew up, and what is left."""
+        good = checkpoint_paths(self.out)
+        kept = f"the last good checkpoint is {good[0]}" if good else "there was no checkpoint yet"
+        return UserError(f"{what} in iteration {t} at learning rate {rate:g}; {kept}.")
+
+    def finish(self) -> dict[str, Any]:
+        """Write result.json, from what the folder holds."""
+        config, network = self.config, self.network
+        rows = [row for row in read_table(self.out / "metrics.csv") if row["test_error"] is not None]
+        times = read_table(self.out / "timing.csv")
+        if not times or not rows or rows[-1]["iteration"] != config.iterations:
+            raise UserError(
+                f"{self.out} has its last checkpoint, but metrics.csv or timing.csv lost their end."
+            )
+        seconds, step_seconds = times[-1]["seconds"], times[-1]["step_seconds"] or 1e-3
+        result: dict[str, Any] = {
+            "test_error": rows[-1]["test_error"],
+            "test_loss": rows[-1]["test_loss"],
+            "best_test_error": min(row["test_error"] or 0 for row in rows),
+            "evaluated_on": self.evaluated_on,
+            "iterations": config.iterations,
+            "parameters": network.parameter_count,
+            "multiply_adds": network.multiply_adds,
+            "seconds": seconds,
+            "images_per_second": round(config.iterations * config.batch_size / step_seconds, 1),
+            **config.part("what"),
+            "backend": config.backend,
+            "precision": config.precision,
+            "blas": config.blas,
+            "versions": {
+                "tinyres": tinyres.__version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+        }
+        self.draw()
+        write_file(self.out / "result.json", (json.dumps(result, indent=2) + "\n").encode())
+        self.say(
+            f"{self.evaluated_on} error {result['test_error']:.2f} % after {config.iterations:,} iterations "
+            f"(best {result['best_test_error']:.2f} %), {seconds:,.0f} s, "
+            f"{result['images_per_second']:,} images/s; {self.out / 'curves.png'}"
+        )
+        return result
+
+
+def _check_run(config: Config, out: Path, resume: bool) -> None:
+    """Refuse a folder that this run cannot live in."""
+    check_folder(out, resume)
+    recorded = out / "config.json"
+    if recorded.exists() and (changed := differences(Config.read(recorded), config, "what")):
+        raise UserError(f"{out} holds another run, which differs in {changed}.")
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[list[int]]:
+    """Collect the first Ctrl-C instead of raising it; a second one stops at once."""
+    pressed: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # signals are handled only there
+        yield pressed
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: Any) -> None:
+        pressed.append(number)
+        signal.signal(signal.SIGINT, previous)
+        os.write(
+            2, b"\nfinishing this step, then saving; Ctrl-C again stops at once\n"
+        )  # print is not re-entrant
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, previous)
