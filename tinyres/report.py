@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from math import isfinite
+from statistics import fmean
 
 from tinyres.config import Config
 from tinyres.networks import Network
@@ -68,23 +69,26 @@ def draw_curves(runs: Mapping[str, list[Row]], evaluated_on: str = "test") -> by
     figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
     losses = figure.subplots()
     errors = losses.twinx()
-    highest = 1.0
+    losses.set_zorder(errors.get_zorder() + 1)  # above the other's grid
+    losses.patch.set_visible(False)
+    all_losses, all_errors = [], [1.0]
     for number, (name, rows) in enumerate(runs.items()):
         colour = COLOURS[number % len(COLOURS)]
-        losses.plot(*_points(rows, "training_loss"), "--", color=colour, linewidth=1)
-        times, measured = _points(rows, "test_error")
+        times, values = _thinned(*_points(rows, "training_loss"))
+        losses.plot(times, values, "--", color=colour, linewidth=1)
+        all_losses += values
+        times, values = _points(rows, "test_error")
         marker = "o" if len(times) < 20 else ""
-        errors.plot(times, measured, "-", color=colour, linewidth=2, marker=marker, markersize=4, label=name)
-        highest = max([highest, *measured])
-    low, high = losses.get_ylim()
-    if 0 < 5 * low < high:  # over less than that, a logarithm only bends the axis
+        errors.plot(times, values, "-", color=colour, linewidth=2, marker=marker, markersize=4, label=name)
+        all_errors += values
+    if all_losses and 0 < 5 * min(all_losses) < max(all_losses):  # over less, a logarithm only bends the axis
         losses.set_yscale("log")
         losses.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         losses.yaxis.set_minor_locator(NullLocator())
     losses.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     losses.xaxis.set_major_locator(MaxNLocator(integer=True))
     losses.set(xlabel="iteration", ylabel="training loss (dashed)", xlim=(0, None))
-    errors.set(ylabel=f"{evaluated_on} error, % (solid)", ylim=(0, 1.05 * highest))
+    errors.set(ylabel=f"{evaluated_on} error, % (solid)", ylim=(0, 1.05 * max(all_errors)))
     errors.grid(axis="y", color="0.9", linewidth=0.8)
     if len(runs) == 1:
         losses.set_title(next(iter(runs)))
@@ -99,6 +103,13 @@ def _points(rows: list[Row], column: str) -> tuple[list[float], list[float]]:
     points = [(row["iteration"] or 0.0, row[column]) for row in rows]
     good = [(x, y) for x, y in points if y is not None and isfinite(y)]
     return [x for x, _ in good], [y for _, y in good]
+
+
+def _thinned(xs: list[float], ys: list[float], most: int = 160) -> tuple[list[float], list[float]]:
+    """Average neighbours, so that a long curve does not become a band."""
+    size = max(1, -(-len(xs) // most))
+    parts = [slice(start, start + size) for start in range(0, len(xs), size)]
+    return [fmean(xs[part]) for part in parts], [fmean(ys[part]) for part in parts]
 
 
 def _memory(size: float) -> str:

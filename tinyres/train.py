@@ -107,7 +107,8 @@ def train(
     Returns
     -------
     dict
-        The content of ``result.json``.
+        The content of ``result.json``. Errors are in per cent; ``seconds`` counts training and looking at the
+        test set, not the start-up; ``images_per_second`` counts the steps alone.
 
     Raises
     ------
@@ -294,7 +295,7 @@ class _Run:
             "parameters": network.parameter_count,
             "multiply_adds": network.multiply_adds,
             "seconds": seconds,
-            "images_per_second": round(config.iterations * config.batch_size / step_seconds, 1),
+            "images_per_second": round(sum(map(self.batches.size, range(config.iterations))) / step_seconds, 1),
             **config.part("what"),
             "backend": config.backend,
             "precision": config.precision,
