@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from tinyres.backends import NAMES, get_backend
 from tinyres.data import Batches, load_dataset
-from tinyres.errors import UserError, exit_with_one_sentence
+from tinyres.errors import CommandLine, UserError, exit_with_one_sentence
 from tinyres.init import initialise
 from tinyres.merges import FIGURE_2
 from tinyres.networks import LAYERS_PER_UNIT, build_network
@@ -53,7 +53,7 @@ def train_variant(
 
 def main() -> int:
     """Train what the table does not hold yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="cifar10")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--backend", choices=NAMES, default="numpy")

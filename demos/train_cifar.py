@@ -14,27 +14,21 @@ import argparse
 import sys
 from dataclasses import Field, fields, replace
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from tinyres.config import Config, blas_kernel
-from tinyres.errors import UserError, exit_with_one_sentence
+from tinyres.errors import CommandLine, exit_with_one_sentence
 from tinyres.recipes import PAPER, Recipe, get_recipe
 from tinyres.train import train
 
-SWITCHES = {field.name: field for field in fields(Recipe) if field.name not in ("name", "batch_size")}
+SWITCHES = {
+    field.name: field for field in fields(Recipe) if field.name not in ("name", "iterations", "batch_size")
+}
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, as everything here does."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage."""
-        raise UserError(f"{message} (--help lists the flags).")
-
-
-def build_parser() -> Parser:
+def build_parser() -> CommandLine:
     """Make a flag of every field of `Config`, and a switch of every field of `Recipe`."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="(default: runs/<a name from the flags>)")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
     parser.add_argument("--quiet", action="store_true", help="print nothing but warnings")
@@ -77,7 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     def changed(config: Config) -> Config:
         recipe = get_recipe(flags["recipe"]) if "recipe" in flags else config.recipe
-        return replace(config, **flags | {"recipe": replace(recipe, **switches)})
+        length = {"iterations": recipe.iterations} if "recipe" in flags else {}
+        return replace(config, **length | flags | {"recipe": replace(recipe, **switches)})
 
     config = changed(Config())
     out = out or Path("runs") / config.name

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import NoReturn
-
 import tinyres
-from tinyres.errors import UserError, exit_with_one_sentence
+from tinyres.errors import CommandLine, UserError, exit_with_one_sentence
 from tinyres.merges import FIGURE_2
 from tinyres.networks import LAYERS_PER_UNIT, OPTIONS, build_network
 from tinyres.units import FIGURE_4
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser that reports bad flags as every other bad input is."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise the message as one sentence."""
-        raise UserError(f"{message}: see {self.prog} --help.")
-
-
 def main() -> int:
     """Run one of the commands and return the exit code."""
-    parser = Parser(prog="python -m tinyres", description=tinyres.__doc__)
+    parser = CommandLine(prog="python -m tinyres", description=tinyres.__doc__)
     parser.add_argument("--version", action="version", version=f"tinyres {tinyres.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

@@ -77,7 +77,7 @@ class Config:
     share_with_option_a: bool = _option("what", True, "option A sees the activated x, as the branch does")
     recipe: Recipe = field(
         default=PAPER,
-        metadata={"part": "what", "help": "paper, or torch-port (its 164 epochs are 64,124 iterations)"},
+        metadata={"part": "what", "help": "paper, or torch-port, whose default is 164 epochs"},
     )
     iterations: int = _option("what", 64_000, "training steps; the schedule scales with them")
     batch_size: int = _option("what", 128, "images in a mini-batch")

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class UserError(ValueError):
     """Bad input. The message is one sentence that says what was wrong and what to do about it."""
+
+
+class CommandLine(argparse.ArgumentParser):
+    """An argument parser that reports a bad flag as every other bad input is reported."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the message as one sentence.
+
+        Raises
+        ------
+        UserError
+            Always.
+        """
+        raise UserError(f"{message}: see {self.prog} --help.")
 
 
 def exit_with_one_sentence(main: Callable[[], int | None]) -> None:

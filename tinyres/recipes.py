@@ -20,6 +20,7 @@ class Recipe:
     """One way to train on CIFAR. Times are in iterations, rates per iteration, batch sizes in images."""
 
     name: str
+    iterations: int = PAPER_ITERATIONS  # where a run does not say otherwise
     batch_size: int = 128
     short_last_batch: bool = False  # (*) or an endless stream of permutations
     learning_rate: float = 0.1
@@ -66,6 +67,7 @@ PAPER = Recipe(name="paper")
 
 TORCH_PORT = Recipe(
     name="torch-port",
+    iterations=164 * 391,  # epochs of 50,000 images, the last mini-batch short
     short_last_batch=True,
     # 164 epochs of 391 mini-batches; the drops at epochs 81 and 122, so after 80 and 121 whole ones
     drops=(80 * PAPER_ITERATIONS // 164, 121 * PAPER_ITERATIONS // 164),
