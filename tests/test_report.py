@@ -8,7 +8,7 @@ import pytest
 
 from tinyres.config import Config
 from tinyres.recipes import TORCH_PORT
-from tinyres.report import COLOURS, describe, draw_curves
+from tinyres.report import COLOURS, MARKERS, describe, draw_curves
 
 
 def rows(count: int, **columns) -> list[dict[str, float | None]]:
@@ -26,18 +26,20 @@ def rows(count: int, **columns) -> list[dict[str, float | None]]:
 @pytest.mark.parametrize(
     "runs",
     [
-        {"one": rows(40)},
-        {"one": rows(2)},
-        {f"run {i}": rows(5) for i in range(len(COLOURS) + 1)},
-        {"before its first line": []},
-        {"diverged": rows(3, training_loss=float("nan"), test_error=float("inf"))},
-        {"fitted perfectly": rows(3, training_loss=0.0)},
+        {"one": [rows(40)]},
+        {"one": [rows(2)]},
+        {f"run {i}": [rows(5)] for i in range(len(COLOURS) * len(MARKERS) + 1)},
+        {"three seeds": [rows(40), rows(50), []], "two": [rows(4), rows(5)]},
+        {"before its first line": [[]]},
+        {"diverged": [rows(3, training_loss=float("nan"), test_error=float("inf"))]},
+        {"fitted perfectly": [rows(3, training_loss=0.0)]},
     ],
 )
 def test_every_run_has_a_picture_and_no_warning(runs) -> None:
     picture = draw_curves(runs)
     assert picture.startswith(b"\x89PNG")
-    assert struct.unpack(">II", picture[16:24]) == (1050, 675)
+    width, height = struct.unpack(">II", picture[16:24])
+    assert (width, height) == (1050, 675 + 30 * ((len(runs) + 1) // 2) * (len(runs) > 1))
 
 
 def test_the_description_says_what_is_easily_mistaken() -> None:

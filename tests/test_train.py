@@ -35,8 +35,10 @@ def test_a_run_leaves_its_folder(toys, tmp_path) -> None:
         "checkpoint-00000009.safetensors",
         "checkpoint-00000012.safetensors",
         "config.json",
+        "confusion.png",
         "curves.png",
         "metrics.csv",
+        "mistakes.png",
         "result.json",
         "timing.csv",
     ]

@@ -80,7 +80,8 @@ def put_toys_in(patch=setattr) -> None:
     """Replace the slow parts of `tinyres.train`; `patch` may be a monkeypatch's setattr."""
     patch(tinyres.train, "get_backend", lambda name: replace(reference(), step=ToyStep))
     patch(tinyres.train, "evaluate", toy_evaluate)
-    patch(tinyres.train, "draw_curves", lambda *_: b"a picture")
+    for picture in ("draw_curves", "draw_confusion", "draw_mistakes"):
+        patch(tinyres.train, picture, lambda *_: b"a picture")
 
 
 def toy_train(out: Path, config: Config = CONFIG, **options):

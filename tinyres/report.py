@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from statistics import fmean
+from typing import Any
 
 from tinyres.config import Config
 from tinyres.networks import Network
@@ -13,6 +14,7 @@ from tinyres.run_folder import Row
 
 # Okabe and Ito's colours, distinct for every common kind of colour vision; the darker ones first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = "os^DvP*X"  # for print without colours; 8 and 7 colours make 56 pairs
 
 
 def describe(config: Config, network: Network, images: int, evaluated: int) -> str:
@@ -48,13 +50,14 @@ def describe(config: Config, network: Network, images: int, evaluated: int) -> s
     return "\n".join(f"{name:9}{text}" for name, text in lines.items())
 
 
-def draw_curves(runs: Mapping[str, list[Row]], evaluated_on: str = "test") -> bytes:
+def draw_curves(runs: Mapping[str, Sequence[list[Row]]], evaluated_on: str = "test") -> bytes:
     """Draw training loss (dashed, left axis) and test error (solid, right axis), as in the paper's figures.
 
     Parameters
     ----------
     runs : dict
-        The rows of ``metrics.csv`` by the run's name; each run has its own colour.
+        What is compared, by name: each has its colour and marker, and one line in the legend. It holds the rows
+        of ``metrics.csv`` of one run, or of several that differ in nothing but the seed.
     evaluated_on : str
         The name of the set on which the error was measured.
 
@@ -66,21 +69,29 @@ def draw_curves(runs: Mapping[str, list[Row]], evaluated_on: str = "test") -> by
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-    figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
+    legend = -(-len(runs) // 2) if len(runs) > 1 else 0  # lines
+    figure = Figure(figsize=(7, 4.5 + 0.2 * legend), dpi=150, layout="constrained")
     losses = figure.subplots()
     errors = losses.twinx()
     losses.set_zorder(errors.get_zorder() + 1)  # above the other's grid
     losses.patch.set_visible(False)
     all_losses, all_errors = [], [1.0]
-    for number, (name, rows) in enumerate(runs.items()):
-        colour = COLOURS[number % len(COLOURS)]
-        times, values = _thinned(*_points(rows, "training_loss"))
-        losses.plot(times, values, "--", color=colour, linewidth=1)
-        all_losses += values
-        times, values = _points(rows, "test_error")
-        marker = "o" if len(times) < 20 else ""
-        errors.plot(times, values, "-", color=colour, linewidth=2, marker=marker, markersize=4, label=name)
-        all_errors += values
+    several = sum(map(len, runs.values())) > 1
+    for number, (name, seeds) in enumerate(runs.items()):
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        for seed, rows in enumerate(seeds):
+            times, values = _thinned(*_points(rows, "training_loss"))
+            style: dict[str, Any] = {
+                "color": colour,
+                "marker": marker if several else "",
+                "markevery": _some(values, number),
+            }
+            losses.plot(times, values, "--", linewidth=1, markersize=4, markerfacecolor="none", **style)
+            all_losses += values
+            times, values = _points(rows, "test_error")
+            style |= {"markevery": _some(values, number)} if several or len(times) >= 20 else {"marker": marker}
+            errors.plot(times, values, "-", linewidth=2, markersize=5, label=None if seed else name, **style)
+            all_errors += values
     if all_losses and 0 < 5 * min(all_losses) < max(all_losses):  # over less, a logarithm only bends the axis
         losses.set_yscale("log")
         losses.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -92,7 +103,7 @@ def draw_curves(runs: Mapping[str, list[Row]], evaluated_on: str = "test") -> by
     errors.grid(axis="y", color="0.9", linewidth=0.8)
     if len(runs) == 1:
         losses.set_title(next(iter(runs)))
-    else:
+    if legend:
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
@@ -103,6 +114,12 @@ def _points(rows: list[Row], column: str) -> tuple[list[float], list[float]]:
     points = [(row["iteration"] or 0.0, row[column]) for row in rows]
     good = [(x, y) for x, y in points if y is not None and isfinite(y)]
     return [x for x, _ in good], [y for _, y in good]
+
+
+def _some(points: list[float], number: int) -> tuple[int, int]:
+    """Choose about a dozen points for the markers of curve `number`, others than those of the next curve."""
+    apart = max(1, len(points) // 12)
+    return number % apart, apart
 
 
 def _thinned(xs: list[float], ys: list[float], most: int = 160) -> tuple[list[float], list[float]]:

@@ -4,7 +4,9 @@
     metrics.csv                      loss and error by iteration, without clock times: equal runs, equal files
     timing.csv                       the clock times
     checkpoint-00000400.safetensors  the newest two
-    curves.png, result.json          result.json comes last: where it lies, the run is over
+    curves.png                       training loss and test error so far
+    confusion.png, mistakes.png      what the trained network takes for what
+    result.json                      comes last: where it lies, the run is over
 
 A run that is killed and resumed ends with the bits of one that was never stopped, because a step is a pure
 function of the state and of t, and all that outlives a step is in the checkpoint: the state, and the loss and
@@ -48,6 +50,7 @@ from tinyres.errors import UserError
 from tinyres.evaluate import Evaluation, evaluate, recompute_statistics
 from tinyres.init import initialise
 from tinyres.networks import Network
+from tinyres.pictures import draw_confusion, draw_mistakes
 from tinyres.report import describe, draw_curves
 from tinyres.run_folder import (
     append_row,
@@ -243,6 +246,8 @@ class _Run:
                     sums = Sums()
                     if found:
                         self.draw()
+                        if over:
+                            self.draw_mistakes(found)
                         error = f"{self.evaluated_on} error {found.error:.2f} %"
                         self.say(f"iteration {done:,}: training {message}; {error}")
                 if over or interrupted or done % config.checkpoint_every == 0:
@@ -268,7 +273,13 @@ class _Run:
         config = self.config
         title = f"ResNet-{config.depth}, {config.unit}, {config.dataset}, recipe {config.recipe.name}"
         rows = read_table(self.out / "metrics.csv")
-        write_file(self.out / "curves.png", draw_curves({title: rows}, self.evaluated_on))
+        write_file(self.out / "curves.png", draw_curves({title: [rows]}, self.evaluated_on))
+
+    def draw_mistakes(self, found: Evaluation) -> None:
+        """Draw what was confused with what, and the most confident mistakes."""
+        images, labels, classes = self.test.images, self.test.labels, self.test.classes
+        write_file(self.out / "confusion.png", draw_confusion(found.predictions, labels, classes))
+        write_file(self.out / "mistakes.png", draw_mistakes(images, found.logits, labels, classes))
 
     def diverged(self, what: str, t: int, rate: float) -> UserError:
         """Say when and where the numbers blew up, and what is left."""
