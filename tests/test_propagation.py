@@ -18,11 +18,10 @@ from tinyres.init import initialise
 from tinyres.merges import FIGURE_2
 from tinyres.networks import backward, build_network, forward
 from tinyres.propagation import (
-    inner,
+    finite_difference_error,
     measure,
     norm,
     record,
-    residual_sum_slope,
     scale_residual_weights,
     signals,
     split_gradient,
@@ -107,15 +106,7 @@ def test_finite_differences_of_the_residuals_confirm_the_weight_term(unit, short
         prepared={"n": 2, "seed": 5},
     )
     for first, end in [(0, 2), (2, 4), (3, 4)]:
-        assert slope_error(recording, first, end) < 1e-6
-
-
-def slope_error(recording, first, end):
-    """Return the error of the weight term along a random direction, in units of its norm."""
-    direction = np.random.default_rng(first).standard_normal(recording.units[first].x.shape)
-    slope = residual_sum_slope(recording, first, end, direction)
-    weight = weight_terms(recording, first, end)[0]
-    return abs(slope - inner(weight, direction)) / norm(weight)
+        assert finite_difference_error(recording, first, end) < 1e-6
 
 
 @pytest.mark.parametrize("unit", FIGURE_4)
@@ -216,7 +207,7 @@ def test_the_prediction_for_dropout_tells_expectation_and_norm_apart():
 
 
 def test_a_net_without_shortcuts_has_no_direct_term():
-    rows = measure(open_up(8, shortcut="scaling", shortcut_scale=0.0))
+    rows = measure(open_up(8, shortcut="scaling", shortcut_scale=0))
     assert all(row.direct == 0 and isnan(row.angle) and row.weight == row.gradient for row in rows)
 
 
@@ -267,9 +258,9 @@ def damaged(backend, name, damage):
 def test_a_wrong_backward_pass_is_noticed(shortcut, name, damage):
     network = build_network(14, shortcut=shortcut, shortcut_scale=0.9)
     run, images, labels = prepare(network)
-    assert slope_error(record(run, network, images, labels), 0, 2) < 1e-6
+    assert finite_difference_error(record(run, network, images, labels), 0, 2) < 1e-6
     run = replace(run, backend=damaged(run.backend, name, damage))
-    assert slope_error(record(run, network, images, labels), 0, 2) > 1e-4
+    assert finite_difference_error(record(run, network, images, labels), 0, 2) > 1e-4
 
 
 @pytest.mark.parametrize("path", ["through_shortcut", "through_branch"])
@@ -365,6 +356,11 @@ def test_quantities_that_a_variant_does_not_have():
     run, images, _ = prepare(network)
     with pytest.raises(UserError, match="in preactivation units no ReLU cuts"):
         truncation(run, network, images)
+
+
+def test_a_span_without_weight_layers_has_no_weight_term_to_check():
+    with pytest.raises(UserError, match="no weight layer lies between"):
+        finite_difference_error(open_up(14), 2, 3)  # from the option's output to that of the same unit
 
 
 def test_a_span_that_begins_behind_the_projection_can_be_split():

@@ -24,6 +24,8 @@ from itertools import accumulate, pairwise
 from math import acos, degrees, inf, nan, sqrt
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from tinyres.array import Array, array_module
 from tinyres.chain import BatchNorm, Chain, Conv, Pass, ReLU, chain_backward, chain_forward
 from tinyres.contract import Backend
@@ -433,6 +435,46 @@ def residual_sum_slope(
     return (residual_sum(x + step * direction) - residual_sum(x - step * direction)) / (2 * step)
 
 
+def finite_difference_error(recording: Recording, first: int, end: int, *, seed: int = 0) -> float:
+    """Return by how much the weight term misses a finite difference of the sum of F's: |slope - <w, v>| / |w|.
+
+    Parameters
+    ----------
+    recording : Recording
+        In float64.
+    first, end : int
+        l and L.
+    seed : int
+        Of the random direction v.
+
+    Returns
+    -------
+    float
+        About 1e-9 where w_l is right.
+
+    Raises
+    ------
+    UserError
+        If the span is none, or w_l is zero, or no direction was free of kinks.
+
+    Notes
+    -----
+    A ReLU that switches between the two points spoils the difference, not w_l. Steps of 1e-6 and of half that
+    then disagree, and another direction is drawn.
+    """
+    weight = weight_terms(recording, first, end)[0]
+    size = norm(weight)
+    if size == 0:
+        raise UserError("no weight layer lies between these two signals, so the weight term is zero.")
+    rng = np.random.default_rng(seed)
+    for _ in range(30):
+        direction = array_module(weight).asarray(rng.standard_normal(weight.shape))
+        slope, check = (residual_sum_slope(recording, first, end, direction, step=h) for h in (1e-6, 5e-7))
+        if abs(slope - check) <= 1e-7 * size:
+            return abs(slope - inner(weight, direction)) / size
+    raise UserError("every direction tried crossed a kink of a ReLU: take fewer images or a shorter span.")
+
+
 def _run_again(run: Pass, one: OpenUnit, x: Array) -> UnitSignals:
     """Run a unit from another x_l."""
     if not one.starts_at_s:
@@ -450,6 +492,7 @@ class Measurement(NamedTuple):
     number: int  # l
     stage: int
     gradient: float  # |g_l|
+    gradient_at_end: float  # |g_L|
     direct: float  # |d_l|
     weight: float  # |w_l|
     angle: float  # between d_l and w_l, degrees; nan where one is zero
@@ -490,6 +533,7 @@ def measure(recording: Recording) -> list[Measurement]:
                     number=number,
                     stage=one.stage,
                     gradient=norm(split.whole),
+                    gradient_at_end=at_end,
                     direct=direct,
                     weight=weight,
                     angle=_angle(split.direct, split.weight),
@@ -612,4 +656,4 @@ def _angle(x: Array, y: Array) -> float:
 
 
 def _mean(x: Any) -> float:
-    return float(x) if isinstance(x, float) else float(x.mean(dtype="float64"))
+    return float(x) if isinstance(x, int | float) else float(x.mean(dtype="float64"))
