@@ -144,12 +144,8 @@ def _read_pickled(path: Path, cifar: Cifar, images: int) -> tuple[Array, Array]:
         raise _damaged(path, cifar, f"has no {cifar.label_key.decode()!r} in it")
     if not isinstance(pixels, np.ndarray) or pixels.shape != (images, PIXELS):
         raise _damaged(path, cifar, f"does not hold {images:,} images of 3 x 32 x 32 pixels")
-    if (
-        not isinstance(labels, list)
-        or len(labels) != images
-        or any(type(label) is not int or not 0 <= label < 256 for label in labels)
-    ):
-        raise _damaged(path, cifar, f"does not hold {images:,} labels that are small whole numbers")
+    if not isinstance(labels, list) or len(labels) != images or any(type(label) is not int for label in labels):
+        raise _damaged(path, cifar, f"does not hold {images:,} whole numbers as labels")
     return pixels, np.array(labels, np.int64)
 
 

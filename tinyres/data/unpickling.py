@@ -1,15 +1,18 @@
 """A pickle's data without its program.
 
 A pickle is a program for a small machine that may call any function it can name, so a hostile one owns whoever
-loads it. The official CIFAR files name three things, all to rebuild one array; here each is a stand-in that
-only records what it was called with, and the array is made from the record. Any other name is refused. Not even
-the real `numpy.dtype` and `numpy.ndarray` are lent: the states they accept can claim that bytes are pointers.
+loads it. The official CIFAR files need two dozen of the machine's instructions and three names, all three to
+rebuild one array. So a file is read before it is run, and refused if it has any other instruction; and each of
+the names gets a stand-in that only records what it was called with, from which the array is made afterwards.
+Not even the real `numpy.dtype` and `numpy.ndarray` are lent: the states they accept can claim that bytes are
+pointers.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,16 @@ import numpy as np
 
 from tinyres.array import Array
 from tinyres.errors import UserError
+
+_INSTRUCTIONS = {
+    *("PROTO", "FRAME", "STOP", "MARK"),
+    *("EMPTY_DICT", "SETITEM", "SETITEMS", "EMPTY_LIST", "APPEND", "APPENDS"),
+    *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
+    *("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2"),
+    *("BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINUNICODE", "SHORT_BINUNICODE"),
+    *("BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "MEMOIZE"),
+    *("GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"),
+}
 
 
 class _Recorded:
@@ -42,7 +55,7 @@ class _Dtype(_Recorded):
     """Stands for `numpy.dtype`."""
 
 
-_ALLOWED = {
+_NAMES = {
     ("numpy.core.multiarray", "_reconstruct"): _Array,  # as the official files say, written by an old NumPy
     ("numpy._core.multiarray", "_reconstruct"): _Array,  # as NumPy 2 says
     ("numpy", "ndarray"): _ArrayType,
@@ -52,9 +65,9 @@ _ALLOWED = {
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file needs")
-        return _ALLOWED[module, name]
+        if (module, name) not in _NAMES:
+            raise pickle.UnpicklingError(f"it asks for {f'{module}.{name}'!r}, which no CIFAR file needs")
+        return _NAMES[module, name]
 
 
 def read_pickle(content: bytes, path: Path) -> dict[Any, Any]:
@@ -78,16 +91,27 @@ def read_pickle(content: bytes, path: Path) -> dict[Any, Any]:
         If it is not a pickle, is cut off, is not a dict, or asks for anything but an array of bytes.
     """
     try:
+        _read_program(content)
         value = _Unpickler(io.BytesIO(content), encoding="bytes").load()
         if not isinstance(value, dict):
             raise pickle.UnpicklingError("it holds no dict")
         return {key: _array(item) if isinstance(item, _Array) else item for key, item in value.items()}
     # A damaged pickle is a random program: it can fail in every way a program of that machine can.
     except Exception as error:
-        reason = str(error) if isinstance(error, pickle.UnpicklingError) else type(error).__name__
+        reason = str(error) if isinstance(error, pickle.UnpicklingError) else "it is no whole pickle"
         raise UserError(
             f"{path} is not an official CIFAR file ({reason}), so it was not loaded: get the archive again."
         ) from None
+
+
+def _read_program(content: bytes) -> None:
+    """Refuse a program that has instructions no CIFAR file needs, without running it."""
+    argument: Any
+    for instruction, argument, _ in pickletools.genops(content):
+        name = instruction.name
+        # A place in the machine's memory beyond any that the program could have filled would cost gigabytes.
+        if name not in _INSTRUCTIONS or (name == "LONG_BINPUT" and argument > len(content)):
+            raise pickle.UnpicklingError(f"it uses the instruction {name} as no CIFAR file does")
 
 
 def _array(recorded: _Array) -> Array:

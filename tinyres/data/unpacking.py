@@ -1,0 +1,54 @@
+"""Unpacking an archive as if it came from an enemy."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from tinyres.errors import UserError
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a .tar.gz, all of whose files lie in one folder; the folder appears whole or not at all.
+
+    Parameters
+    ----------
+    archive : Path
+    folder : Path
+        Where that folder shall be; its name must be the one in the archive, and it must not exist.
+
+    Raises
+    ------
+    UserError
+        If the archive is damaged, if anything in it is neither a plain file in that folder nor a folder (a
+        path that leads outside, a link, a device), or if the disk is full. Nothing stays behind.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                if not member.isdir():
+                    _unpack_file(tar, member, temporary, folder.name)
+        (temporary / folder.name).rename(folder)
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise UserError(f"{archive} is a damaged archive ({error}): remove it and download it again.") from None
+    except OSError as error:
+        raise UserError(f"cannot unpack {archive}: {error.strerror or error}.") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _unpack_file(tar: tarfile.TarFile, member: tarfile.TarInfo, temporary: Path, folder: str) -> None:
+    path = PurePosixPath(member.name)
+    source = tar.extractfile(member) if member.isreg() else None
+    if source is None or path.parts[:1] != (folder,) or ".." in path.parts:
+        raise UserError(
+            f"{tar.name!s} holds {member.name!r}, which is not a plain file in {folder}: it was not unpacked."
+        )
+    destination = temporary / path
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with source, open(destination, "xb") as file:
+        shutil.copyfileobj(source, file)
