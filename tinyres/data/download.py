@@ -171,9 +171,7 @@ def _fetch(archive: Archive, path: Path, urls: list[str], quiet: bool) -> None:
     """Fetch an archive from the first URL that delivers it, and give it its name when it is right."""
     partial = path.with_name(path.name + ".part")
     reasons = []
-    with writing(partial):
-        part = open(partial, "ab")  # noqa: SIM115
-    with part, _bar(archive, part, quiet) as bar:
+    with writing(partial), open(partial, "ab") as part, _bar(archive, part, quiet) as bar:
         for url in urls:
             try:
                 _fetch_whole(url, archive, part, bar)
