@@ -10,6 +10,7 @@ import numpy as np
 from tinyres import fast, ops
 from tinyres.contract import Backend
 from tinyres.errors import UserError
+from tinyres.fast.step import make_step
 from tinyres.step import ComposedStep
 
 NAMES = ("reference", "numpy", "cupy")
@@ -36,7 +37,7 @@ def get_backend(name: str) -> Backend:
     if name == "reference":
         return reference()
     if name == "numpy":
-        return Backend(name="numpy", xp=np, **ops.LAYERS | fast.LAYERS, merges=ops.MERGES, step=ComposedStep)
+        return Backend(name="numpy", xp=np, **ops.LAYERS | fast.LAYERS, merges=ops.MERGES, step=make_step)
     if name == "cupy":
         gpu: Backend = importlib.import_module("tinyres_gpu").backend()
         return gpu

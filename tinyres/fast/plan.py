@@ -1,0 +1,102 @@
+"""A network compiled for one group of n images; running it is a forward and a backward pass.
+
+Groups of batch norm know nothing of one another, so each is a pass of its own and a mini-batch is as many
+passes as it has groups: half the memory for two groups on one core, and no traffic between processes that take
+one group each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from tinyres.array import Array
+from tinyres.chain import Gradients, Moments
+from tinyres.fast.compile import compile_network
+from tinyres.fast.memory import Space
+from tinyres.networks import Network
+from tinyres.ops import LAYERS
+
+BUFFER_SIZE = 256
+"""Elements of a ufunc's buffer. With NumPy's default, 8192, ufuncs over short rows copy their operands first:
+0.23 ns an element against 0.16."""
+
+
+class Plan:
+    """The forward and backward pass of one group of n images through a network.
+
+    Parameters
+    ----------
+    network : Network
+    n : int
+        Images, at least 1.
+    height, width : int
+        Of the images, in pixels.
+    dtype : dtype
+        float32 or float64.
+
+    Raises
+    ------
+    PlanError
+        If the network or the size of the images is not among what plans know.
+    """
+
+    def __init__(self, network: Network, n: int, height: int, width: int, dtype: DTypeLike) -> None:
+        self.space = Space(dtype)
+        self.patches, self.layers, self.head = compile_network(network, n, height, width, self.space)
+
+    def run(
+        self, params: Mapping[str, Array], images: Array, labels: Array, share: float, eps: float
+    ) -> tuple[float, int, Gradients, dict[str, Moments]]:
+        """Run a group forward and backward.
+
+        Parameters
+        ----------
+        params : mapping of str to array
+        images : array, (n, 3, H, W)
+        labels : array of int, (n,)
+        share : float
+            What the summed loss is multiplied by before it is differentiated: 1 / the whole mini-batch's size.
+        eps : float
+            What batch norm adds to the variance.
+
+        Returns
+        -------
+        loss_sum : float
+        errors : int
+        gradients : dict of str to array
+        moments : dict of str to Moments
+        """
+        buffer_size = np.setbufsize(BUFFER_SIZE)
+        try:
+            logits, moments = self._forward(params, images, eps)
+            loss, cache = LAYERS["softmax_cross_entropy"].forward(logits, labels)
+            dlogits = LAYERS["softmax_cross_entropy"].backward(share, cache)
+            gradients = self._backward(params, dlogits)
+        finally:
+            np.setbufsize(buffer_size)
+        return float(loss), int((logits.argmax(axis=1) != labels).sum()), gradients, moments
+
+    def _forward(
+        self, params: Mapping[str, Array], images: Array, eps: float
+    ) -> tuple[Array, dict[str, Moments]]:
+        moments: dict[str, Moments] = {}
+        for layer in self.layers:
+            layer.source.evaluated = False
+        self.patches.put(images)
+        layers: list[Any] = [*self.layers, self.head]
+        for layer in layers:
+            for norm in layer.source.norms:
+                if norm.name not in moments:
+                    moments[norm.name] = norm.prepare(params, eps)
+            layer.forward(params)
+        return self.head.logits, moments
+
+    def _backward(self, params: Mapping[str, Array], dlogits: Array) -> Gradients:
+        gradients = self.head.backward(dlogits)
+        for layer in reversed(self.layers):
+            gradients |= layer.backward(params)
+        return gradients
