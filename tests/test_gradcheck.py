@@ -186,7 +186,7 @@ def test_kinks_are_stepped_over_and_counted():
 
 
 def test_redraws_are_bounded():
-    x = np.full(200, 1e-6)  # every direction crosses some kink
+    x = np.full(200, 1e-8)  # every step crosses some kink
     with pytest.raises(GradientError, match="on 4 directions the slopes with steps"):
         check_gradient(absolute_forward, absolute_backward, [x], max_redraws=3)
 

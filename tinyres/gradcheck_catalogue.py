@@ -88,8 +88,8 @@ def check_catalogue(examples: int = 100, *, seed: int = 0, only: str = "", quiet
 
     Examples
     --------
-    >>> [row.failure for row in check_catalogue(5, only="gating") if "unit" not in row.name]
-    ['', '', '', '']
+    >>> [row.name for row in check_catalogue(5, only="inference") if not row.failure]
+    ['bn_inference', 'dropout_inference']
     """
     chosen = [entry for entry in catalogue(examples) if only in entry[0]]
     with tqdm(total=sum(count for _, _, count in chosen), unit="case", disable=quiet, leave=False) as bar:
