@@ -2,9 +2,9 @@
 
     python demos/show_images.py --dataset shapes --out images.png
 
-The picture shows the mini-batch that the training run with this seed takes in this iteration. The mean that
-was subtracted is added again, so what the crop found outside an image shows what zero means to the network: the
-mean image in the recipe ``paper``, which pads after normalising.
+The picture shows a mini-batch of the training stream of this seed. The mean that was subtracted is added again
+(where the image is now, so a crop keeps a trace of the mean's own pattern), and what the crop found outside an
+image shows what zero means to the network: the mean image in recipe ``paper``, which pads after normalising.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ import io
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from statistics import fmean
-from typing import Any
 
 from tinyres.config import Config
 from tinyres.networks import Network
@@ -81,16 +80,17 @@ def draw_curves(runs: Mapping[str, Sequence[list[Row]]], evaluated_on: str = "te
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         for seed, rows in enumerate(seeds):
             times, values = _thinned(*_points(rows, "training_loss"))
-            style: dict[str, Any] = {
-                "color": colour,
-                "marker": marker if several else "",
-                "markevery": _some(values, number),
-            }
-            losses.plot(times, values, "--", linewidth=1, markersize=4, markerfacecolor="none", **style)
+            (dashed,) = losses.plot(times, values, "--", color=colour, linewidth=1)
+            dashed.set(marker=marker if several else "", markersize=4, markerfacecolor="none")
+            dashed.set_markevery(_some(values, number / len(runs)))
             all_losses += values
             times, values = _points(rows, "test_error")
-            style |= {"markevery": _some(values, number)} if several or len(times) >= 20 else {"marker": marker}
-            errors.plot(times, values, "-", linewidth=2, markersize=5, label=None if seed else name, **style)
+            (solid,) = errors.plot(times, values, color=colour, label=None if seed else name)
+            solid.set(
+                marker=marker if several or len(values) < 20 else "", markersize=6, markeredgecolor="white"
+            )
+            solid.set_linewidth(1.2 if several else 2)
+            solid.set_markevery(_some(values, number / len(runs)))
             all_errors += values
     if all_losses and 0 < 5 * min(all_losses) < max(all_losses):  # over less, a logarithm only bends the axis
         losses.set_yscale("log")
@@ -116,10 +116,10 @@ def _points(rows: list[Row], column: str) -> tuple[list[float], list[float]]:
     return [x for x, _ in good], [y for _, y in good]
 
 
-def _some(points: list[float], number: int) -> tuple[int, int]:
-    """Choose about a dozen points for the markers of curve `number`, others than those of the next curve."""
+def _some(points: list[float], shift: float) -> tuple[int, int]:
+    """Choose about a dozen points for markers: the first one, and how far apart; 0 <= shift < 1."""
     apart = max(1, len(points) // 12)
-    return number % apart, apart
+    return int(shift * apart), apart
 
 
 def _thinned(xs: list[float], ys: list[float], most: int = 160) -> tuple[list[float], list[float]]:
