@@ -122,6 +122,9 @@ def test_found_by_its_name(small, tmp_path, monkeypatch):
     monkeypatch.setattr("pooch.os_cache", lambda project: tmp_path)
     training, validation = load_dataset("shapes", validation=100)
     assert (training.name, len(training), len(validation)) == ("shapes", 400, 100)
+    assert (tmp_path / "shapes.npy").exists()
+    load_dataset("shapes", tmp_path / "elsewhere")
+    assert (tmp_path / "elsewhere" / "shapes.npy").exists()
 
 
 @pytest.mark.parametrize(("images", "bound"), [(4_000, 65), pytest.param(20_000, 50, marks=pytest.mark.slow)])

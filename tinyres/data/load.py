@@ -51,7 +51,7 @@ def load_dataset(
         ``cifar10``, ``cifar100``, or ``shapes``, which is drawn by the computer and needs no download.
     data_dir : path, optional
         The folder that holds ``cifar-10-batches-bin`` and the like, or that folder itself; by default what
-        `data_folder` says.
+        `data_folder` says. ``shapes`` are kept there too, by default in the platform's cache folder.
     validation : int
         If not 0, the test set is left alone, and the second set is this many images held out from the training
         set, the same ones in every run.
@@ -69,7 +69,7 @@ def load_dataset(
     if name == "shapes":
         from tinyres.data.shapes import load_shapes
 
-        training, test = load_shapes()
+        training, test = load_shapes(data_dir)
     elif name in _CIFAR:
         folder, cifar = data_folder(data_dir), _CIFAR[name]
         found = read_cifar(folder, cifar)
