@@ -6,7 +6,6 @@ be trusted: every archive must have the MD5 that https://www.cs.toronto.edu/~kri
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from tinyres.data.cifar import CIFAR10, CIFAR100
 from tinyres.data.load import data_folder
 from tinyres.data.transfer import MirrorError, fetch
 from tinyres.data.unpacking import unpack
-from tinyres.errors import UserError, exit_with_one_sentence
+from tinyres.errors import CommandLine, UserError, exit_with_one_sentence
 from tinyres.run_folder import owned, writing
 
 OFFICIAL = "https://www.cs.toronto.edu/~kriz"
@@ -135,7 +134,7 @@ def download(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command ``download`` and return its exit code."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="python -m tinyres download", description="Fetch, check and unpack CIFAR-10 or CIFAR-100."
     )
     parser.add_argument("name", help=" or ".join(DATASETS))
