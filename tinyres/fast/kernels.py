@@ -98,7 +98,7 @@ class Kernel(ABC):
 
 
 class Pointwise(Kernel):
-    """1 x 1: one matrix product a pixel; a tile is a column, or with a stride every `stride`-th pixel of one."""
+    """1 x 1: one matrix product a pixel; a tile is a column, with a stride every `stride`-th pixel of one."""
 
     def __init__(self, shape: ConvShape, space: Space) -> None:
         super().__init__(shape, space)

@@ -288,7 +288,8 @@ class Activation:
     @property
     def shape(self) -> tuple[int, ...]:
         """(W, H, C, n)."""
-        return self.gradient.shape
+        shape: tuple[int, ...] = self.gradient.shape
+        return shape
 
     def __post_init__(self) -> None:
         for norm in self.norms:
@@ -300,7 +301,8 @@ class Activation:
     @property
     def factor(self) -> Array:
         """What the weights that read this activation are multiplied by, channel by channel."""
-        return self.norms[0].factor
+        factor: Array = self.norms[0].factor
+        return factor
 
     def load(self, tile: slice, scratch: Array) -> Array:
         """Return the rows of a tile, divided by `factor`."""

@@ -20,10 +20,10 @@ channels. The map is linear in d and in g, so its backward is the transposed map
 
 One A dy serves both gradients.
 
-The points. Everyone takes 1 and 2, which need no multiplications by p and p^2. The rounding error of y is then 5
-to 6 times that of the plain sum (float32, 32 and 64 channels), most of it made in the products and carried into
-y3 by q^3 = 8. With 3/4 and 3/2 it is 3.5 to 4 times, and 1.0 times instead of 1.4 for dg; the gradients of a
-whole network obey the factor-of-two rule, at about 5 more passes over a tile and 4 to 8 % of a step's time.
+The points. Everyone takes 1 and 2, which need no multiplications by p and p^2. The rounding error of y is then
+5 to 6 times that of the plain sum (float32, 32 and 64 channels), most of it made in the products and carried
+into y3 by q^3 = 8. With 3/4 and 3/2 it is 3.5 to 4 times, and 1.0 times instead of 1.4 for dg; the gradients of
+a whole network obey the factor-of-two rule, at about 5 more passes over a tile and 4 to 8 % of a step's time.
 Along the width only: the 2-D form F(4x4, 3x3) would halve the products again and squares the error's factor.
 """
 

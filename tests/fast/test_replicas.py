@@ -1,0 +1,198 @@
+"""Replicas: the same numbers as one process, and nothing left behind however a run ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.fast.test_step import make_batches, random_state
+from tinyres.backends import get_backend
+from tinyres.fast.replicas import Replicas, interrupts_deferred
+from tinyres.fast.step import how_many
+from tinyres.networks import build_network
+from tinyres.recipes import TORCH_PORT
+
+NETWORK = build_network(8)
+ROOT = Path(__file__).parents[2]
+
+
+def make_step(batches, replicas, dtype=np.float32):
+    start = random_state(NETWORK, TORCH_PORT, dtype)
+    backend = get_backend("numpy")
+    return backend.make_step(NETWORK, TORCH_PORT, batches, start, iterations=8, dtype=dtype, replicas=replicas)
+
+
+def run(batches, replicas, steps=3):
+    step = make_step(batches, replicas)
+    assert step.replicas == replicas
+    results = [step(t) for t in range(steps)]
+    state = step.state()
+    step.close()
+    return results, state
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def wait_until_gone(pid: int, seconds: float = 20) -> bool:
+    end = time.monotonic() + seconds
+    while is_running(pid) and time.monotonic() < end:
+        time.sleep(0.05)
+    return not is_running(pid)
+
+
+def test_two_replicas_of_a_group_each_give_the_bits_of_one_process():
+    batches = make_batches(8, (16, 16), np.float32)
+    one, two, again = (run(batches, replicas) for replicas in (1, 2, 2))
+    assert one[0] == two[0] == again[0]
+    for name, value in one[1].items():
+        np.testing.assert_array_equal(two[1][name], value)
+        np.testing.assert_array_equal(again[1][name], value)
+
+
+def test_a_short_mini_batch_with_fewer_groups_than_replicas():
+    sizes = {0: 8, 1: 3}  # two groups, then one
+
+    def batches(t):
+        return make_batches(sizes[t], (16, 16), np.float32)(t)
+
+    one, two = (run(batches, replicas, steps=2) for replicas in (1, 2))
+    assert one[0] == two[0]
+    assert all(np.array_equal(two[1][name], value) for name, value in one[1].items())
+
+
+def test_each_replica_draws_its_own_share_only():
+    class Shares:
+        def __init__(self):
+            self.whole = make_batches(8, (16, 16), np.float32)
+
+        def size(self, t):
+            return 8
+
+        def __call__(self, t, share=slice(None)):
+            images, labels = self.whole(t)
+            if t > 0:  # iteration 0 is also asked for as a whole, to see the size of the images
+                assert (share.start, share.stop) in ((0, 4), (4, 8))
+            return images[share], labels[share]
+
+    one = run(make_batches(8, (16, 16), np.float32), 1)
+    assert one[0] == run(Shares(), 2)[0]
+
+
+def test_a_loaded_state_reaches_the_workers():
+    batches = make_batches(8, (16, 16), np.float32)
+    first, second = make_step(batches, 2), make_step(batches, 2)
+    first(0)
+    second.load(first.state())
+    assert first(1) == second(1)
+    first.close()
+    second.close()
+
+
+def test_the_number_of_replicas_divides_the_groups():
+    assert how_many(4, 6) == 3
+    assert how_many(None, 1) == 1
+    assert how_many(None, 2) == min(2, len(os.sched_getaffinity(0)))
+
+
+def test_an_exception_in_a_worker_reaches_the_user_and_ends_the_workers():
+    parent = os.getpid()
+
+    def work(replica, t):
+        if t == 1 and os.getpid() != parent:
+            raise ValueError("the second replica stumbled")
+        return os.getpid()
+
+    replicas = Replicas(2, work)
+    _, worker = replicas.run(0)
+    with pytest.raises(RuntimeError, match=r"(?s)replica 1 failed.*stumbled"):
+        replicas.run(1)
+    assert wait_until_gone(worker)
+    with pytest.raises(RuntimeError, match="make a new one"):
+        replicas.run(2)
+
+
+def test_a_killed_worker_is_reported():
+    replicas = Replicas(2, lambda replica, t: os.getpid() if t == 0 or replica == 0 else time.sleep(60))
+    _, worker = replicas.run(0)
+    replicas.work = lambda replica, t: os.kill(worker, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="replica 1 is gone"):
+        replicas.run(1)
+
+
+def test_an_exception_in_the_parents_share_does_not_mix_up_answers():
+    parent = os.getpid()
+
+    def work(replica, t):
+        if t == 1 and os.getpid() == parent:
+            raise ValueError("the parent stumbled")
+        return t
+
+    replicas = Replicas(2, work)
+    with pytest.raises(ValueError, match="the parent stumbled"):
+        replicas.run(1)
+    assert replicas.run(2) == [2, 2]
+    replicas.close()
+
+
+def test_closing_ends_the_workers():
+    replicas = Replicas(3, lambda replica, t: os.getpid())
+    pids = replicas.run(0)
+    assert len(set(pids)) == 3
+    replicas.close()
+    assert not any(is_running(pid) for pid in pids[1:])
+    replicas.close()
+
+
+def test_a_forgotten_step_ends_its_workers():
+    replicas = Replicas(2, lambda replica, t: os.getpid())
+    _, worker = replicas.run(0)
+    del replicas
+    assert wait_until_gone(worker)
+
+
+SCRIPT = """
+import os, sys, time
+from tinyres.fast.replicas import Replicas
+replicas = Replicas(2, lambda replica, t: (time.sleep(0.05), os.getpid())[1])
+print(replicas.run(0)[1], flush=True)
+while True:
+    replicas.run(1)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_parent_leaves_no_worker(number):
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as parent:
+        worker = int(parent.stdout.readline())
+        assert is_running(worker)
+        parent.send_signal(number)
+        parent.wait(20)
+        assert wait_until_gone(worker)
+
+
+def test_ctrl_c_waits_for_the_end_of_a_step():
+    done = []
+
+    def step():
+        with interrupts_deferred():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        step()
+    assert done
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
