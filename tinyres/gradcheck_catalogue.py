@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +9,7 @@ from functools import partial
 import numpy as np
 from tqdm import tqdm
 
-from tinyres.errors import UserError
+from tinyres.errors import CommandLine, UserError
 from tinyres.gradcheck import GradientError, GradientReport
 from tinyres.gradcheck_cases import CELLS, PAIRS, Case, Pick, check_network, check_pair, check_unit
 
@@ -121,7 +120,7 @@ def _picker(seed: int, case_number: int, name: str) -> Pick:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `python -m tinyres gradcheck` and return its exit code: 1 if any gradient is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m tinyres gradcheck", description=__doc__)
+    parser = CommandLine(prog="python -m tinyres gradcheck", description=__doc__)
     parser.add_argument(
         "--examples", type=int, default=100, help="cases for each pair (units, networks: fewer)"
     )
