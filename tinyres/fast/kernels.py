@@ -264,7 +264,8 @@ class Strided(Kernel):
         self.dy_pairs = row_windows(self.dy, rows, rows=2)  # (H', 2 C_out, n)
         self.term = space("strided y", (rows, c_out, n))
         self.term_in = space("strided x", (rows, c_in, n))
-        self.products = space("strided products", (rows, c_out, 3 * c_in))
+        self.dy_transposed = space("strided dy transposed", (rows, n, c_out))
+        self.products = space("strided products", (rows, 3 * c_in, c_out))
 
     def start(self, source: Source, output: Feature, w: Array) -> None:
         """Begin a pass: sort the weights by kernel column."""
@@ -273,7 +274,7 @@ class Strided(Kernel):
         taps = w.transpose(3, 2, 1, 0)  # (kw, kh, C_in, C_out)
         self.even = np.ascontiguousarray(taps[:, 1])
         self.odd = np.ascontiguousarray(np.concatenate([taps[:, 2], taps[:, 0]], axis=2))
-        self.dw = np.zeros((3, self.c_out, 3 * self.c_in), self.dtype)
+        self.dw = np.zeros((3, 3 * self.c_in, self.c_out), self.dtype)
 
     def pixels(self, t: int) -> slice:
         """Return the output pixels of tile t."""
@@ -293,8 +294,9 @@ class Strided(Kernel):
         """Take tile t of dy, which completes the input columns 2t - 1 and 2t."""
         self._activate(t, backward=True)
         self.dy[:-1] = self.output.load_gradient(self.pixels(t)).reshape(self.term.shape)
+        np.copyto(self.dy_transposed, self.dy[:-1].swapaxes(1, 2))
         for j in range(3):
-            np.matmul(self.dy[:-1], self.windows[2 * t + j].swapaxes(1, 2), out=self.products)
+            np.matmul(self.windows[2 * t + j], self.dy_transposed, out=self.products)
             sum_products(self.products, self.ones, self.dw[j])
 
         assert self.source.gradient is not None
@@ -315,8 +317,8 @@ class Strided(Kernel):
 
     def weight_gradient(self) -> Array:
         """Return dw, the shape of w."""
-        by_column = self.dw.reshape(3, self.c_out, 3, self.c_in)
-        return -by_column.transpose(1, 3, 2, 0)
+        by_column = self.dw.reshape(3, 3, self.c_in, self.c_out)  # (kw, kh, C_in, C_out)
+        return -by_column.transpose(3, 2, 1, 0)
 
     def _activate(self, t: int, backward: bool) -> None:
         """Fill the two padded input columns that output column t is the first to read."""

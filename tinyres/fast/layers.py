@@ -39,12 +39,14 @@ class ConvLayer:
 
     def backward(self, params: Mapping[str, Array]) -> Gradients:
         """Compute the source's gradient, tile by tile; return the weights' and those of its batch norm."""
-        source = self.source
-        self.kernel.start(source, self.output, self._scaled(params[self.weight]))
+        source, w = self.source, self._scaled(params[self.weight])
+        self.kernel.start(source, self.output, w)
         for t in range(self.kernel.tiles):
             for tile, mask in self.kernel.backward(t):
                 source.absorb(tile, mask)
-        gradients = {self.weight: self._scaled(self.kernel.weight_gradient())}
+        dw = self.kernel.weight_gradient()
+        source.weigh((w * dw).sum(axis=(0, 2, 3), dtype=np.float64))
+        gradients = {self.weight: self._scaled(dw)}
         for norm in source.norms:
             gradients |= norm.differentiate()
         return gradients
@@ -89,7 +91,8 @@ class Head:
         scratch = self.space("pool", (height, channels * n))
         for tile in self._tiles():
             pooled += self.source.load(tile, scratch).sum(axis=0)
-        pooled = pooled.reshape(channels, n) * (self.source.factor[:, None] / (width * height))
+        self.summed = pooled.reshape(channels, n)
+        pooled = self.summed * (self.source.factor[:, None] / (width * height))
         self.pooled = pooled.T.astype(self.space.dtype)
         self.logits, self.cache = LAYERS["linear"].forward(self.pooled, params["fc.weight"], params["fc.bias"])
 
@@ -105,6 +108,7 @@ class Head:
             self.source.reload(tile, scratch, mask)
             self.source.gradient.rows[tile] = row
             self.source.absorb(tile, mask)
+        self.source.weigh((self.summed * dz).sum(axis=1, dtype=np.float64))
         gradients = {"fc.weight": dw, "fc.bias": db}
         for norm in self.source.norms:
             gradients |= norm.differentiate()

@@ -160,11 +160,13 @@ class Norm:
         self.factor = s if self.folded else np.ones_like(s)
         if self.folded:
             self.spread(self.mean - beta / s, self.center)
+            self.offset = self.center.reshape(self.channels, self.n)[:, 0] - self.mean
         else:
             self.spread(s, self.scale)
             self.spread(beta - s * self.mean, self.shift)
         self.spread(self.mean, self.mean_row)
-        self.sums = np.zeros((2, self.channels * self.n))
+        self.sum_z, self.sum_zx = np.zeros((2, self.channels * self.n))
+        self.sum_zu = np.zeros(self.channels)
         return moments
 
     def spread(self, values: Array, row: Array) -> None:
@@ -193,17 +195,33 @@ class Norm:
         return out
 
     def collect(self, tile: slice, z: Array) -> None:
-        """Take a finished tile of z: the two sums of BN's backward, of z and of z (x - mean)."""
+        """Take a finished tile of z: the two sums of BN's backward, of z and of z (x - mean).
+
+        Where the norm is folded the second one comes from `weigh`, which saves three passes over the tile.
+        """
         ones = self.ones(len(z))
-        self.sums[0] += np.matmul(ones, z)
+        self.sum_z += np.matmul(ones, z)
+        if self.folded:
+            return
         product = self.space("elementwise", z.shape)
         np.subtract(self.x.rows[tile], self.mean_row, out=product)
         np.multiply(product, z, out=product)
-        self.sums[1] += np.matmul(ones, product)
+        self.sum_zx += np.matmul(ones, product)
+
+    def weigh(self, sum_za: Array) -> None:
+        """Take the share of sum(z a), (C,), that one reader of the activation a knows.
+
+        A convolution's <a, z> is <w, dw>, channel by channel: both are sum_{o,i,j} w (dy * a). And where the ReLU
+        lets through, a is u = x - center, elsewhere z is 0, so that sum(z a) is sum(z (x - center)).
+        """
+        self.sum_zu += sum_za
 
     def differentiate(self) -> Gradients:
         """Turn the sums into the affine map of BN's backward; return dgamma and dbeta by name."""
-        sum_z, sum_zx = self.sums.reshape(2, self.channels, self.n).sum(axis=2) / self.factor
+        sum_z, sum_zx = (s.reshape(self.channels, self.n).sum(axis=1) for s in (self.sum_z, self.sum_zx))
+        if self.folded:
+            sum_zx = self.sum_zu + self.offset * sum_z
+        sum_z, sum_zx = sum_z / self.factor, sum_zx / self.factor
         dbeta = sum_z
         dgamma = sum_zx * self.rstd  # the sum of z x^
         width, height, _, n = self.x.shape
@@ -334,6 +352,11 @@ class Activation:
         np.bitwise_and(bits, mask, out=bits)
         return scratch
 
+    def weigh(self, sum_za: Array) -> None:
+        """Take a reader's share of the sum of z times the activation, (C,), for batch norm."""
+        for norm in self.norms:
+            norm.weigh(sum_za)
+
     def absorb(self, tile: slice, mask: Array) -> None:
         """Finish a tile of z that the convolution has written: add the shortcut's share, mask, sum."""
         if self.shortcut_gradient is not None:
@@ -376,6 +399,9 @@ class Patches(Tensor):
     def absorb(self, tile: slice, mask: Array) -> None:
         """Do nothing: nobody wants the gradient at the images."""
 
+    def weigh(self, sum_za: Array) -> None:
+        """Do nothing."""
+
 
 class Projected:
     """An activation as a projection reads it: the same signal, but a gradient of its own.
@@ -387,7 +413,7 @@ class Projected:
     def __init__(self, activation: Activation, gradient: Tensor) -> None:
         self.activation, self.gradient, self.shape = activation, gradient, activation.shape
         self.norms: list[Norm] = []
-        self.load, self.reload = activation.load, activation.reload
+        self.load, self.reload, self.weigh = activation.load, activation.reload, activation.weigh
         self.evaluated = True
 
     @property
