@@ -35,6 +35,7 @@ OTHERS = {
     "eval_every": 10,
     "checkpoint_every": 10,
     "blas": "another",
+    "replicas": 5,
 }
 
 
@@ -60,8 +61,8 @@ def test_names_differ_wherever_the_computation_does() -> None:
 
 
 def test_auto_compares_equal_to_what_it_stands_for() -> None:
-    explicit = Config(depth=164, block="bottleneck", option="B")
-    assert Config(depth=164).resolved() == explicit.resolved() == explicit
+    explicit = Config(depth=164, block="bottleneck", option="B", replicas=3)
+    assert Config(depth=164, replicas=3).resolved() == explicit.resolved() == explicit
 
 
 def test_another_recipe_is_told_by_its_name_and_a_switch_by_its_own() -> None:

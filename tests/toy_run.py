@@ -37,6 +37,8 @@ CONFIG = Config(
 class ToyStep:
     """Moves every array a little, differently in each iteration; `accidents` says what happens when."""
 
+    replicas = 1
+
     accidents: dict = {}  # noqa: RUF012 (tests set it)
 
     def __init__(self, backend, network, recipe, batches, state, **options):

@@ -8,6 +8,7 @@ where nothing else is asked for. Where both parts are equal, so are the bits.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field, fields, replace
 from math import isfinite
 from pathlib import Path
@@ -85,13 +86,14 @@ class Config:
     backend: str = _option("how", "numpy", "numpy, reference (the textbook) or cupy (NVIDIA GPUs)")
     precision: str = _option("how", "float32", "float32 or float64")
     data_dir: str | None = _option("how", None, "the folder that holds cifar-10-batches-bin and the like")
+    replicas: int = _option("how", 0, "most processes to share a training step; 0: one for each core")
     eval_every: int = _option("how", 400, "iterations between two looks at the test set")
     checkpoint_every: int = _option("how", 100, "iterations between two checkpoints")
     blas: str = field(default_factory=blas_kernel, metadata={"part": "how"})
 
     def __post_init__(self) -> None:
         lowest = dict.fromkeys(("depth", "iterations", "batch_size", "eval_every", "checkpoint_every"), 1)
-        for name, low in (lowest | {"seed": 0, "validation": 0}).items():
+        for name, low in (lowest | {"seed": 0, "validation": 0, "replicas": 0}).items():
             value = getattr(self, name)
             if type(value) is not int or value < low:
                 raise UserError(f"{name} must be a whole number of at least {low}, not {value!r}.")
@@ -136,7 +138,9 @@ class Config:
     def resolved(self) -> Config:
         """Replace every ``auto`` by what it stands for, so that equal computations compare equal."""
         network = self.network()
-        return replace(self, block=network.block, option=network.option)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        replicas = self.replicas or cores or 1
+        return replace(self, block=network.block, option=network.option, replicas=replicas)
 
     def part(self, part: Part) -> dict[str, Any]:
         """Return one part as JSON gives it back: plain values, lists for tuples."""

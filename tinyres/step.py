@@ -50,8 +50,12 @@ class ComposedStep:
     seed : int
         For dropout masks.
     communicator : None
-        Replicas are not built yet.
+        For replicas on several machines, which are not built yet.
+    replicas : int, optional
+        A composed step runs in one process, whatever is asked for.
     """
+
+    replicas = 1
 
     def __init__(
         self,
@@ -65,6 +69,7 @@ class ComposedStep:
         dtype: DTypeLike = np.float32,
         seed: int = 0,
         communicator: None = None,
+        replicas: int | None = None,
     ) -> None:
         self.backend, self.network, self.recipe = backend, network, recipe
         self.batches, self.iterations, self.seed = batches, iterations, seed

@@ -150,8 +150,10 @@ def train(
             iterations=config.iterations,
             dtype=config.precision,
             seed=config.seed,
+            replicas=config.replicas,
         )
         try:
+            run.say(f"{'step':9}in {step.replicas} process{'es' * (step.replicas > 1)}")
             run.take_steps(step, start, sums)
         finally:
             step.close()
@@ -310,6 +312,7 @@ class _Run:
             **config.part("what"),
             "backend": config.backend,
             "precision": config.precision,
+            "replicas": config.replicas,
             "blas": config.blas,
             "versions": {
                 "tinyres": tinyres.__version__,
