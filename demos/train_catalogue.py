@@ -2,9 +2,9 @@
 
     python demos/train_catalogue.py --data-dir ~/cifar --iterations 50
 
-A line of the table is one variant: 5 units (Fig. 4) x 3 blocks x 6 shortcuts (Fig. 2), all at depth 20 and a
-mini-batch of 128. It gives the parameters, the loss of the first iteration and the mean loss of the last ten.
-The table is a CSV file that grows as variants finish; the same command again goes on where it stopped.
+A line of the table is one variant: 5 units (Fig. 4) x 3 blocks x 6 shortcuts (Fig. 2), all at depth 20. It gives
+the parameters, the loss of the first iteration and the mean loss of the last ten. The table is a CSV file that
+grows as variants finish; the same command again goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tinyres.networks import LAYERS_PER_UNIT, build_network
 from tinyres.recipes import PAPER
 from tinyres.units import FIGURE_4
 
-COLUMNS = ("unit", "block", "shortcut", "parameters", "iterations", "first_loss", "last_loss")
+COLUMNS = ("unit", "block", "shortcut", "parameters", "iterations", "batch_size", "first_loss", "last_loss")
 # The numbers with which the paper tries each shortcut: lambda = mu = 0.5, b_g = -6, dropout 0.5.
 NUMBERS = {"shortcut_scale": 0.5, "residual_scale": 0.5, "dropout_rate": 0.5}
 
@@ -46,6 +46,7 @@ def train_variant(
         "shortcut": shortcut,
         "parameters": network.parameter_count,
         "iterations": iterations,
+        "batch_size": batches.batch_size,
         "first_loss": round(losses[0], 4),
         "last_loss": round(sum(last) / len(last), 4),
     }
@@ -58,6 +59,7 @@ def main() -> int:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--backend", choices=NAMES, default="numpy")
     parser.add_argument("--iterations", type=int, default=50)
+    parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--out", type=Path, default=Path("docs/results/catalogue.csv"))
     arguments = parser.parse_args()
     if arguments.iterations < 1:
@@ -67,13 +69,11 @@ def main() -> int:
     if arguments.out.exists():
         with arguments.out.open(newline="") as file:
             rows = list(csv.DictReader(file))
-        done = {
-            (row["unit"], row["block"], row["shortcut"])
-            for row in rows
-            if row["iterations"] == str(arguments.iterations)
-        }
+        asked = (str(arguments.iterations), str(arguments.batch_size))
+        same = [row for row in rows if (row["iterations"], row["batch_size"]) == asked]
+        done = {(row["unit"], row["block"], row["shortcut"]) for row in same}
     training, _ = load_dataset(arguments.dataset, arguments.data_dir)
-    batches = Batches(training, PAPER, seed=0, batch_size=128)
+    batches = Batches(training, PAPER, seed=0, batch_size=arguments.batch_size)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with arguments.out.open("a", newline="") as file:
         table = csv.DictWriter(file, COLUMNS)
