@@ -2,9 +2,9 @@
 
     python demos/train_catalogue.py --data-dir ~/cifar --iterations 50
 
-A line of the table is one variant: 5 units (Fig. 4) x 3 blocks x 6 shortcuts (Fig. 2), all at depth 20. It gives
-the parameters, the loss of the first iteration and the mean loss of the last ten. The table is a CSV file that
-grows as variants finish; the same command again goes on where it stopped.
+A line of the table is one variant: 5 units (Fig. 4) x 3 blocks x 6 shortcuts (Fig. 2), all at depth 20. It
+gives the parameters, the loss of the first iteration and the mean loss of the last ten. The table is a CSV file
+that grows as variants finish; the same command again goes on where it stopped.
 """
 
 from __future__ import annotations
