@@ -71,8 +71,10 @@ class Run:
 def name_runs(runs: list[Run]) -> dict[str, list[Run]]:
     """Group the runs that differ only in the seed, and name each group by what sets it apart.
 
-    If the seed is all that differs, it is what sets them apart.
+    If the seed is all that differs, it is what sets them apart; one run alone has its usual name.
     """
+    if len(runs) == 1:
+        return {runs[0].config.name: runs}
     all_settings = [run.settings for run in runs]
     names = [name for name in all_settings[0] if len({str(each[name]) for each in all_settings}) > 1]
     if "recipe" in names:  # another recipe: its name says it all

@@ -64,7 +64,7 @@ def test_runs_that_are_not_over_stay_out_of_the_statistics(tmp_path, capsys) -> 
 @pytest.mark.parametrize(
     ("changes", "names"),
     [
-        ([{}], ["seed 0"]),
+        ([{}], ["cifar10-resnet20-preactivation-iterations-400-seed0"]),
         ([{"seed": 3}, {"seed": 1}], ["seed 3", "seed 1"]),
         ([{}, {"depth": 110}], ["depth 20", "depth 110"]),
         ([{"unit": "original"}, {"depth": 56}], ["depth 20, unit original", "depth 56, unit preactivation"]),
@@ -73,6 +73,10 @@ def test_runs_that_are_not_over_stay_out_of_the_statistics(tmp_path, capsys) -> 
         ([{}, {"iterations": 800}], ["iterations 400", "iterations 800"]),
         ([{}, {"backend": "reference"}], ["backend numpy", "backend reference"]),
         ([{}, {"eval_every": 7, "data_dir": "elsewhere"}], ["seed 0"]),
+        (
+            [{"shortcut": "scaling", "shortcut_scale": 0.5}, {}],
+            ["shortcut scaling, shortcut scale 0.5", "shortcut identity, shortcut scale 1.0"],
+        ),
     ],
 )
 def test_a_run_is_called_by_what_sets_it_apart(changes, names) -> None:
