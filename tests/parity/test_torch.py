@@ -31,7 +31,7 @@ def _one_thread():
 
 
 def perturbed(network: Network, seed: int) -> dict[str, np.ndarray]:
-    """Return a state whose vectors (gamma, beta, biases, statistics) are no round numbers, so that all count."""
+    """Return a state whose vectors (gamma, beta, biases, statistics) are no round numbers: all count."""
     rng = np.random.default_rng(seed)
     state = initialise(network, PAPER, seed, gate_bias=-1.0, dtype=np.float64)
     for name, value in state.items():
