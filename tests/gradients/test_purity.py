@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.gradients.test_pairs import picker
 from tinyres.gradcheck_cases import PAIRS, Draw
 
+fewer = settings(max_examples=max(10, settings().max_examples // 4))
 FLOATS = (np.float32, np.float64)
 
 
@@ -32,6 +33,7 @@ def read_only(x):
 
 
 @pytest.mark.parametrize("name", PAIRS)
+@fewer
 @given(data=st.data())
 def test_nothing_writes_into_its_inputs(name, data):
     pair, draw_case = PAIRS[name]
@@ -47,6 +49,7 @@ def test_nothing_writes_into_its_inputs(name, data):
 
 
 @pytest.mark.parametrize("name", PAIRS)
+@fewer
 @given(data=st.data())
 def test_memory_order_changes_no_number(name, data):
     """Strided, transposed and C-contiguous arrays give the same up to the order of sums."""
@@ -65,6 +68,7 @@ def test_memory_order_changes_no_number(name, data):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("name", PAIRS)
+@fewer
 @given(data=st.data())
 def test_dtypes_are_kept(name, dtype, data):
     pair, draw_case = PAIRS[name]
@@ -74,6 +78,7 @@ def test_dtypes_are_kept(name, dtype, data):
 
 
 @pytest.mark.parametrize("name", PAIRS)
+@fewer
 @given(data=st.data())
 def test_gradients_have_their_arguments_shapes(name, data):
     pair, draw_case = PAIRS[name]

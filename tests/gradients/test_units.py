@@ -17,6 +17,7 @@ from tinyres.networks import LAYERS_PER_UNIT, Network
 from tinyres.units import FIGURE_4, build_unit, unit_backward, unit_forward, unit_inference
 
 reference = get_backend("reference")
+fewer = settings(max_examples=max(10, settings().max_examples // 4))
 
 
 def test_there_are_90_cells():
@@ -61,6 +62,7 @@ def without_weights(params):
 
 @pytest.mark.parametrize("block", LAYERS_PER_UNIT)
 @pytest.mark.parametrize("kind", FIGURE_4)
+@fewer
 @given(data=st.data())
 def test_without_weights_a_unit_is_its_shortcut_and_so_is_its_gradient(kind, block, data):
     """Eq. (5) with F = 0: dE/dx_l = dE/dx_{l+1}, bit for bit, through the f of Eq. (2) where there is one."""
@@ -92,6 +94,7 @@ def test_without_weights_a_unit_is_its_shortcut_and_so_is_its_gradient(kind, blo
 
 
 @pytest.mark.parametrize("kind", ["preactivation", "relu-only-preactivation", "relu-before-addition"])
+@fewer
 @given(data=st.data())
 def test_without_weights_scaled_shortcuts_multiply(kind, data):
     """Eq. (8) with F = 0: dE/dx_l is dE/dx_L times the product of the lambdas; powers of two keep it exact."""
@@ -114,6 +117,7 @@ def test_without_weights_scaled_shortcuts_multiply(kind, data):
     np.testing.assert_array_equal(d, math.prod(scales) * end)
 
 
+@fewer
 @given(data=st.data())
 def test_the_identity_shortcut_adds_its_gradient_to_whatever_the_branch_does(data):
     """Eq. (5), one unit: dx - (the branch's part) is dx_next itself, for any weights."""
