@@ -1,6 +1,8 @@
 """The checker itself: right gradients pass, wrong entries are named, and nothing fools it quietly."""
 
+import doctest
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -249,3 +251,11 @@ def test_relative_error_is_small_only_for_finite_numbers_that_agree(fd, an, floo
 def test_right_gradients_pass_for_every_seed(seed, n, k):
     arguments = [numbers(n, k, seed=seed), numbers(k, 3, seed=seed), numbers(3, seed=seed)]
     check_gradient(affine_forward, affine_backward, arguments, outputs=[0], directions=1, seed=seed)
+
+
+def test_the_chapter_in_the_docs_is_true():
+    chapter = Path(__file__).parents[1] / "docs" / "gradcheck.md"
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    failed, tried = doctest.testfile(str(chapter), module_relative=False, optionflags=flags)
+    assert tried >= 6
+    assert not failed
