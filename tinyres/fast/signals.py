@@ -211,8 +211,8 @@ class Norm:
     def weigh(self, sum_za: Array) -> None:
         """Take the share of sum(z a), (C,), that one reader of the activation a knows.
 
-        A convolution's <a, z> is <w, dw>, channel by channel: both are sum_{o,i,j} w (dy * a). And where the ReLU
-        lets through, a is u = x - center, elsewhere z is 0, so that sum(z a) is sum(z (x - center)).
+        A convolution's <a, z> is <w, dw>, channel by channel: both are sum_{o,i,j} w (dy * a). And where the
+        ReLU lets through, a is u = x - center, elsewhere z is 0, so that sum(z a) is sum(z (x - center)).
         """
         self.sum_zu += sum_za
 
@@ -254,26 +254,18 @@ class ShortcutGradient:
     stride: int = 1
 
     def add(self, tile: slice, z: Tensor) -> None:
-        """Add it to the rows of z that a tile has."""
-        if self.stride == 1 or tile.step == self.stride:
-            rows = tile if self.stride == 1 else _strided(tile, z)
+        """Add it to the rows of z that a tile has: some columns or, of one column, some rows."""
+        _, height, channels, _ = z.shape
+        if self.stride == 1:
             part = z.rows[tile]
-            own = self.tensor.rows[rows][:, : part.shape[1]]
-            np.add(part, own, out=part)
+            np.add(part, self.tensor.rows[tile][:, : part.shape[1]], out=part)
             return
-        height, channels = z.shape[1:3]
-        for column in range(tile.start // height, tile.stop // height):
+        for column in range(tile.start // height, -(-tile.stop // height)):
             if column % self.stride == 0:
-                part = z.columns[column, :: self.stride]
-                np.add(part, self.tensor.columns[column // self.stride][:, :channels], out=part)
-
-
-def _strided(tile: slice, z: Tensor) -> slice:
-    """Return which rows of the smaller tensor a tile of every 2nd pixel of one column is."""
-    height = z.shape[1]
-    column = tile.start // height
-    first = column // tile.step * (height // tile.step)
-    return slice(first, first + height // tile.step)
+                top, bottom = (min(max(end - column * height, 0), height) for end in (tile.start, tile.stop))
+                part = z.columns[column, top : bottom : self.stride]
+                source = self.tensor.columns[column // self.stride]
+                np.add(part, source[top // self.stride :][: len(part), :channels], out=part)
 
 
 @dataclass
