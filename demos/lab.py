@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from tinyres.errors import CommandLine, UserError
 from tinyres.init import initialise
 from tinyres.networks import Network, build_network
 from tinyres.propagation import Recording, record
-from tinyres.recipes import PAPER
+from tinyres.recipes import PAPER, PAPER_ITERATIONS
 from tinyres.step import dropout_masks
 
 # Okabe and Ito's colours, distinct for every common kind of colour vision.
@@ -98,9 +99,9 @@ class Lab:
         """Send the lab's images through a network and back, every unit open."""
         return record(self.look(network, state, eps), network, self.images, self.labels)
 
-    def train(self, network: Network, state: Mapping[str, Array], iterations: int, batch_size: int) -> Any:
-        """Return a training step of the recipe `paper`, its schedule fitted to so many iterations."""
-        options: dict[str, Any] = {"iterations": iterations, "dtype": self.dtype, "seed": self.flags.seed}
+    def train(self, network: Network, state: Mapping[str, Array], batch_size: int) -> Any:
+        """Return a training step of the recipe `paper`: the beginning of its 64,000 iterations."""
+        options: dict[str, Any] = {"iterations": PAPER_ITERATIONS, "dtype": self.dtype, "seed": self.flags.seed}
         return self.backend.make_step(network, PAPER, self.batches(batch_size), state, **options)
 
 
@@ -116,6 +117,12 @@ def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]])
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows([text(value) for value in row] for row in rows)
+
+
+def note(flags: argparse.Namespace, path: Path) -> None:
+    """Write beside a table how it was made: the command's flags, but for this machine's folders."""
+    how = {key: value for key, value in vars(flags).items() if key not in ("out", "data_dir")}
+    path.write_text(json.dumps(how, indent=2) + "\n")
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -17,7 +17,7 @@ from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
-from lab import BLUE, GREEN, ORANGE, PINK, Lab, Variant, command_line, large, save, write_csv
+from lab import BLUE, GREEN, ORANGE, PINK, Lab, Variant, command_line, large, note, save, write_csv
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from tqdm import tqdm
@@ -56,13 +56,13 @@ FACTORS = {
     "1x1 convolution": "a matrix: no prediction",
     "dropout": "factor $\\sqrt{0.5}$ on a norm",
 }
-LOWEST, HIGHEST = 1e-7, 1e7  # what the picture shows
+LOWEST, HIGHEST = 1e-7, 1e8  # what the picture shows
 
 
 def train(lab: Lab, network: Network, state: dict[str, Array], bar: Any) -> dict[str, Array] | None:
     """Train a variant for --train iterations; None if it diverged."""
     iterations = lab.flags.train
-    step = lab.train(network, state, iterations, lab.flags.train_batch_size)
+    step = lab.train(network, state, lab.flags.train_batch_size)
     try:
         for t in range(iterations):
             loss, _ = step(t)
@@ -135,6 +135,7 @@ def panel(axes: Axes, family: str, members: list[tuple[Variant, list[Measurement
     axes.set_title(family)
     axes.set_title(FACTORS[family], loc="right", fontweight="normal", fontsize=16, color="0.3")
     axes.set_yscale("log")
+    axes.set_yticks([1e-6, 1e-3, 1, 1e3, 1e6])
     axes.set_ylim(LOWEST, HIGHEST)
     axes.grid(axis="y", color="0.9", linewidth=0.8)
     handles = []
@@ -211,6 +212,7 @@ def main() -> None:
         for variant, measured in rows
         for row in measured or ()
     ]
+    note(flags, flags.out / "shortcut_gradients.json")
     write_csv(flags.out / "shortcut_gradients.csv", columns, lines)
     print(f"wrote {flags.out / 'shortcut_gradients.csv'}")
     for time, when in times.items():

@@ -13,7 +13,7 @@ from __future__ import annotations
 from math import nan
 from typing import Any
 
-from lab import BLUE, ORANGE, Lab, command_line, large, save, write_csv
+from lab import BLUE, ORANGE, Lab, command_line, large, note, save, write_csv
 from tqdm import tqdm
 
 from tinyres.errors import exit_with_one_sentence
@@ -66,6 +66,7 @@ def main() -> None:
     )
     axes.legend(frameon=False, fontsize=17)
     columns = ("net", "eps", "factor", "gradient_at_start", "gradient_at_end", "ratio")
+    note(flags, flags.out / "small_weights.json")
     write_csv(flags.out / "small_weights.csv", columns, rows)
     save(figure, flags.out / "small_weights.png")
     for label, *_ in NETS:

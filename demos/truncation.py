@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import isfinite
 
-from lab import BLUE, GREEN, ORANGE, Lab, command_line, large, save, write_csv
+from lab import BLUE, GREEN, ORANGE, Lab, command_line, large, note, save, write_csv
 from tqdm import tqdm
 
 from tinyres.array import Array
@@ -37,7 +37,9 @@ def mean_share(units: list[Truncation]) -> float:
 def main() -> None:
     """Measure, write the table and the picture."""
     parser = command_line(__doc__)
-    parser.add_argument("--train", type=int, default=0, metavar="N", help="train for N iterations, too")
+    parser.add_argument(
+        "--train", type=int, default=0, metavar="N", help="the first N iterations of training, too"
+    )
     parser.add_argument("--train-depths", type=int, nargs="+", metavar="DEPTH", help="(default: --depth)")
     parser.add_argument("--train-batch-size", type=int, default=32, help="(default: %(default)s)")
     parser.add_argument("--looks", type=int, default=10, help="along training (default: %(default)s)")
@@ -55,7 +57,7 @@ def main() -> None:
     due = {round(flags.train * k / flags.looks) for k in range(1, flags.looks + 1)}
     for depth in to_train:
         network = lab.network("original", {}, depth)
-        step = lab.train(network, lab.start(network), flags.train, flags.train_batch_size)
+        step = lab.train(network, lab.start(network), flags.train_batch_size)
         for t in tqdm(range(flags.train), desc=f"training ResNet-{depth}"):
             loss, _ = step(t)
             if not isfinite(loss):
@@ -89,6 +91,7 @@ def main() -> None:
     figure.suptitle("What f = ReLU cuts off: original units", fontsize=21)
     columns = ("depth", "iteration", *Truncation._fields)
     lines = [(depth, iteration, *unit) for depth, iteration, units in found for unit in units]
+    note(flags, flags.out / "truncation.json")
     write_csv(flags.out / "truncation.csv", columns, lines)
     save(figure, flags.out / "truncation.png")
     for depth, iteration, units in found:
