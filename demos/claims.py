@@ -67,7 +67,8 @@ class Results:
     def conditions(self) -> list[str]:
         """Say how each table of the lab was made."""
         lines = []
-        for path in sorted(self.folder.glob("*.json")):
+        tables = (Path(command).stem for command in (EQUATIONS, GRADIENTS, WEIGHTS, TRUNCATION))
+        for path in filter(Path.exists, (self.folder / f"{table}.json" for table in tables)):
             how = json.loads(path.read_text())
             flags = ", ".join(f"{key.replace('_', '-')} {value}" for key, value in how.items())
             lines.append(f"- `{path.stem}.csv`: {flags}")
