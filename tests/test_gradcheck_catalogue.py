@@ -43,12 +43,12 @@ def test_the_command_prints_a_table(capsys):
 
 
 def test_a_wrong_gradient_is_named_and_the_exit_code_is_1(monkeypatch, capsys):
-    def check_without_mask(name, pick, **_):
+    def check_wrong(name, pick, **_):
         sound, draw_case = gradcheck_cases.PAIRS[name]
         case = draw_case(gradcheck_cases.Draw(pick))
         return case, check_gradient(sound.forward, lambda dy, cache: dy, **case._asdict())
 
-    monkeypatch.setattr(gradcheck_catalogue, "check_pair", check_without_mask)
+    monkeypatch.setattr(gradcheck_catalogue, "check_pair", check_wrong)
     assert main(["--only", "global_average_pool", "--examples", "1", "--quiet"]) == 1
     output = capsys.readouterr().out
     assert "FAIL" in output
