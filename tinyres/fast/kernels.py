@@ -34,8 +34,8 @@ from tinyres.fast.signals import Feature, Source
 Finished = Iterator[tuple[slice, Array]]
 
 POINTWISE_BYTES = 1 << 19
-"""A 1 x 1 convolution's tile of its wider side, at most. On a core with 1 MB of cache, half of this makes a step
-5 to 15 % slower; a column of 64 images has exactly this size in all three stages of a bottleneck net."""
+"""A 1 x 1 convolution's tile of its wider side, at most. On a core with 1 MB of cache, half of this makes a
+step 5 to 15 % slower; a column of 64 images has exactly this size in all three stages of a bottleneck net."""
 FEWEST_ROWS = 8
 """Pixels in such a tile, at least, so that the calls stay worth their while."""
 

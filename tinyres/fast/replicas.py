@@ -28,6 +28,7 @@ from typing import Any
 
 from threadpoolctl import ThreadpoolController
 
+CAN_FORK = "fork" in multiprocessing.get_all_start_methods()
 HEARTBEAT = 1.0  # seconds between looks at whether the other side is alive
 PATIENCE = 5.0  # seconds a worker has to leave before it is killed
 
@@ -53,8 +54,8 @@ class Replicas:
         self.blas = ThreadpoolController()
         self.ticket = 0
         self.workers: list[tuple[BaseProcess, Connection]] = []
-        context = multiprocessing.get_context("fork")  # by name: Python 3.14's default is another
         for replica in range(1, count):
+            context = multiprocessing.get_context("fork")  # by name: Python 3.14's default is another
             here, there = context.Pipe()
             arguments = (replica, work, there, os.getpid(), self.blas)
             worker = context.Process(target=_serve, args=arguments, name=f"replica {replica}", daemon=True)

@@ -23,7 +23,7 @@ from tinyres.contract import Backend
 from tinyres.fast.compile import PlanError, check
 from tinyres.fast.memory import empty
 from tinyres.fast.plan import Plan
-from tinyres.fast.replicas import Replicas, interrupts_deferred
+from tinyres.fast.replicas import CAN_FORK, Replicas, interrupts_deferred
 from tinyres.networks import Network
 from tinyres.optim import update
 from tinyres.recipes import Recipe
@@ -178,6 +178,8 @@ def how_many(wanted: int | None, groups: int) -> int:
     if wanted is None:
         affinity = getattr(os, "sched_getaffinity", None)
         wanted = len(affinity(0)) if affinity else os.cpu_count() or 1
+    if not CAN_FORK:
+        wanted = 1
     return max(r for r in range(1, max(1, wanted) + 1) if groups % r == 0)
 
 
