@@ -10,6 +10,10 @@
 // Blocks run one after another, so `__shared__` can be a static variable; emulator.py adds a call of
 // `poison_once` after each declaration. Needs g++ -std=c++17.
 #pragma once
+#include <csignal>
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdarg>
@@ -191,7 +195,7 @@ inline void run_round(unsigned threads) {
   }
 }
 
-inline int launch(dim3 grid, dim3 size, const std::function<void()>& body) {
+inline int run_blocks(dim3 grid, dim3 size, const std::function<void()>& body) {
   const unsigned threads = size.x * size.y * size.z;
   failure[0] = 0;
   if (!threads || threads > MAX_THREADS || !grid.x || !grid.y || !grid.z || grid.y > 65535 || grid.z > 65535) {
@@ -228,6 +232,43 @@ inline int launch(dim3 grid, dim3 size, const std::function<void()>& body) {
     if (failure[0]) return 1;
   }
   return 0;
+}
+
+// ---- Memory: an array lies between stretches that nobody may touch; touching them ends the launch.
+
+constexpr size_t GUARD_BYTES = 1 << 24;
+
+inline size_t in_pages(size_t bytes) {
+  const size_t page = sysconf(_SC_PAGESIZE);
+  return (bytes + page - 1) / page * page;
+}
+inline unsigned char* allocate(size_t bytes) {
+  void* all = mmap(nullptr, in_pages(bytes) + 2 * GUARD_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                   -1, 0);
+  if (all == MAP_FAILED) return nullptr;
+  unsigned char* usable = (unsigned char*)all + GUARD_BYTES;
+  mprotect(usable, in_pages(bytes), PROT_READ | PROT_WRITE);
+  return usable;
+}
+inline void release(unsigned char* usable, size_t bytes) {
+  munmap(usable - GUARD_BYTES, in_pages(bytes) + 2 * GUARD_BYTES);
+}
+
+inline void memory_fault(int) {
+  if (current) fail(0, "a thread reads or writes where no array lies");
+  _exit(139);  // the emulator itself is wrong
+}
+
+inline int launch(dim3 grid, dim3 size, const std::function<void()>& body) {
+  struct sigaction ours = {}, segmentation, bus;
+  ours.sa_handler = memory_fault;
+  ours.sa_flags = SA_NODEFER;  // the handler does not return
+  sigaction(SIGSEGV, &ours, &segmentation);
+  sigaction(SIGBUS, &ours, &bus);
+  const int failed = run_blocks(grid, size, body);
+  sigaction(SIGSEGV, &segmentation, nullptr);
+  sigaction(SIGBUS, &bus, nullptr);
+  return failed;
 }
 
 // ---- Called from Python: arguments come as an array of addresses, as in cuLaunchKernel.

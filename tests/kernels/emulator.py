@@ -2,8 +2,8 @@
 
 The interface is CuPy's, so host code cannot tell the difference. Beyond what a GPU would do, a launch checks
 every argument by its size (CuPy passes a Python int as 8 bytes, whatever the kernel expects), and works on
-copies of the arrays that lie between guard zones of NaN: what is read beyond an array poisons the result, and
-what is written beyond it is an error.
+copies of the arrays that end where memory ends that anybody may touch: reading or writing beyond them is an
+error. (The last 255 bytes, up to a multiple of 256, are NaN, and looked at afterwards.)
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 HEADER = Path(__file__).with_name("emulator.h")
 FLAGS = ("-std=c++17", "-O2", "-march=native", "-ffp-contract=off", "-shared", "-fPIC", "-fno-gnu-unique")
 FLAGS += ("-fvisibility=hidden", "-w")
-GUARD = 1024  # bytes on either side of an array
+ALIGNMENT = 256  # of every array; cupy.empty's is 512
+PAGE = 4096
 
 _schedule = 0
 
@@ -59,6 +60,7 @@ class EmulatedModule:
     def __init__(self, code: str, name_expressions: Sequence[str]) -> None:
         self._library = ctypes.CDLL(str(_compile(_emulated(code, name_expressions))))
         self._library.failure.restype = ctypes.c_char_p
+        self._library.allocate.restype = ctypes.c_void_p
         self._numbers = {name: number for number, name in enumerate(name_expressions)}
 
     def get_function(self, name: str) -> Callable[..., None]:
@@ -73,64 +75,76 @@ class EmulatedModule:
             assert shared_mem == 0, "dynamic shared memory is not emulated: no kernel here uses it"
             if len(args) != len(signature):
                 raise EmulationError(f"{name} takes {len(signature)} arguments, not {len(args)}")
-            arguments = [_Argument(a, kind, name) for a, kind in zip(args, signature, strict=True)]
-            _share_aliases(arguments)
-            addresses = (ctypes.c_void_p * len(arguments))(*(a.address for a in arguments))
-            self._library.set_schedule(ctypes.c_uint(_schedule))
-            if run(_three(grid), _three(block), addresses):
-                raise EmulationError(f"{name}: {self._library.failure().decode()}")
-            for argument in arguments:
-                argument.copy_back()
+            with contextlib.ExitStack() as stack:
+                arguments = [
+                    stack.enter_context(_Argument(self._library, a, kind, name))
+                    for a, kind in zip(args, signature, strict=True)
+                ]
+                _share_aliases(arguments)
+                addresses = (ctypes.c_void_p * len(arguments))(*(a.address for a in arguments))
+                self._library.set_schedule(ctypes.c_uint(_schedule))
+                if run(_three(grid), _three(block), addresses):
+                    raise EmulationError(f"{name}: {self._library.failure().decode()}")
+                for argument in arguments:
+                    argument.copy_back()
 
         return launch
 
 
 class _Argument:
-    """One argument of a launch and where the kernel finds it."""
+    """One argument of a launch, and where the kernel finds it: a value, or an array's guarded copy."""
 
-    def __init__(self, value: Any, kind: str, kernel: str) -> None:
+    def __init__(self, library: ctypes.CDLL, value: Any, kind: str, kernel: str) -> None:
         size = int(kind[1:])
+        self.library, self.memory = library, None
         self.array = value if isinstance(value, np.ndarray) and value.ndim else None
         self.writable = kind[0] == "w"
-        if (self.array is None) != (kind[0] == "v"):
+        null = isinstance(value, np.uintp) and value == 0
+        if (self.array is None) != (kind[0] == "v") and not null:
             raise EmulationError(f"{kernel}: an array was passed for a value, or a value for an array")
         if self.array is None:
             self.value = np.array(value)
-            if self.value.nbytes != size:
-                raise EmulationError(
-                    f"{kernel}: {value!r} has {self.value.nbytes} bytes, the kernel expects {size}"
-                )
+            if self.value.nbytes != size and not null:
+                raise EmulationError(f"{kernel}: {value!r} has {self.value.nbytes} bytes, not {size}")
             self.address = self.value.ctypes.data
             return
         if size % self.array.itemsize:
             raise EmulationError(f"{kernel}: an array of {self.array.dtype} where elements have {size} bytes")
         if not self.array.flags.c_contiguous or (self.writable and not self.array.flags.writeable):
             raise EmulationError(f"{kernel}: an array is not contiguous, or is written and must not be")
-        room = np.full(self.array.nbytes + 2 * GUARD + 256, 0xFF, np.uint8)
-        start = GUARD + -(room.ctypes.data + GUARD) % 256  # cupy.empty aligns to 512 bytes
-        self.inside = slice(start, start + self.array.nbytes)
-        self.room = room
-        room[self.inside] = self.array.reshape(-1).view(np.uint8)
-        self._point_to(room)
 
-    def _point_to(self, room: np.ndarray) -> None:
-        self.pointer = ctypes.c_void_p(room.ctypes.data + self.inside.start)
+    def __enter__(self) -> Self:
+        if self.array is not None:
+            self.room = -(-self.array.nbytes // PAGE) * PAGE
+            self.memory = self.library.allocate(ctypes.c_size_t(self.room))
+            ctypes.memset(self.memory, 0xFF, self.room)
+            self.start = self.memory + self.room - -(-self.array.nbytes // ALIGNMENT) * ALIGNMENT
+            ctypes.memmove(self.start, self.array.ctypes.data, self.array.nbytes)
+            self.point_to(self.start)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.memory is not None:
+            self.library.release(ctypes.c_void_p(self.memory), ctypes.c_size_t(self.room))
+
+    def point_to(self, start: int) -> None:
+        """Let the kernel find the array there."""
+        self.start = start
+        self.pointer = ctypes.c_void_p(start)
         self.address = ctypes.addressof(self.pointer)
 
-    def share(self, other: _Argument) -> None:
-        """Use the copy of another argument that is the same array."""
-        self.room, self.inside = other.room, other.inside
-        self._point_to(self.room)
-
     def copy_back(self) -> None:
-        """Look at the guard zones, and copy what was written to where it belongs."""
-        if self.array is None:
+        """Look at the rest of the pages, and copy what was written to where it belongs."""
+        if self.array is None or self.memory is None:
             return
-        outside = np.concatenate([self.room[: self.inside.start], self.room[self.inside.stop :]])
-        if (outside != 0xFF).any():
-            raise EmulationError("a kernel wrote beyond the bounds of an array")
+        before, after = self.start - self.memory, self.memory + self.room - self.start - self.array.nbytes
+        if 0 <= before < self.room:  # else it shares another's copy
+            rest = ctypes.string_at(self.memory, before)
+            rest += ctypes.string_at(self.start + self.array.nbytes, after)
+            if rest.strip(b"\xff"):
+                raise EmulationError("a kernel wrote beyond the bounds of an array")
         if self.writable:
-            self.array.reshape(-1).view(np.uint8)[:] = self.room[self.inside]
+            ctypes.memmove(self.array.ctypes.data, self.start, self.array.nbytes)
 
 
 def _share_aliases(arguments: Sequence[_Argument]) -> None:
@@ -139,7 +153,7 @@ def _share_aliases(arguments: Sequence[_Argument]) -> None:
         if argument.array is not None:
             same = first.setdefault((argument.array.ctypes.data, argument.array.nbytes), argument)
             if same is not argument:
-                argument.share(same)
+                argument.point_to(same.start)
 
 
 def _three(sizes: Sequence[int]) -> Any:
@@ -163,6 +177,8 @@ def _emulated(code: str, name_expressions: Sequence[str]) -> str:
 {functions}
 EXPORT void set_schedule(unsigned seed) {{ emulator::schedule = seed; }}
 EXPORT const char* failure() {{ return emulator::failure; }}
+EXPORT void* allocate(size_t bytes) {{ return emulator::allocate(bytes); }}
+EXPORT void release(void* memory, size_t bytes) {{ emulator::release((unsigned char*)memory, bytes); }}
 """
 
 

@@ -51,6 +51,8 @@ def test_shared_memory_is_poisoned_again_for_every_block():
         (("__syncthreads();", "if (threadIdx.x < 50) return; __syncthreads();"), None),
         (("__syncthreads();", "if (threadIdx.x < 50) __syncthreads();\nelse __syncthreads();"), "different"),
         (("y[i] =", "y[i + 8] ="), "beyond the bounds"),
+        (("y[i] =", "y[i + 5000] ="), "where no array lies"),
+        (("y[i] =", "y[i - 5000] ="), "where no array lies"),
     ],
 )
 def test_broken_rules_are_reported(damage, message):
@@ -72,13 +74,16 @@ __global__ void hang() {
         EmulatedModule(code, ["hang"]).get_function("hang")((1,), (33,), ())
 
 
-def test_reading_beyond_an_array_poisons_the_result():
-    x = np.ones(8, np.float32)
-    y = np.empty(8, np.float32)
+def test_reading_beyond_an_array_is_reported_or_poisons_the_result():
     code = "__global__ void shift(const float* x, float* y) { y[threadIdx.x] = x[threadIdx.x + 1]; }"
-    EmulatedModule(code, ["shift"]).get_function("shift")((1,), (8,), (x, y))
+    kernel = EmulatedModule(code, ["shift"]).get_function("shift")
+    x, y = np.ones(8, np.float32), np.empty(8, np.float32)
+    kernel((1,), (8,), (x, y))
     assert np.isnan(y[7])
     assert (y[:7] == 1).all()
+    x, y = np.ones(64, np.float32), np.empty(64, np.float32)  # 256 bytes: the guard begins at once
+    with pytest.raises(EmulationError, match="where no array lies"):
+        kernel((1,), (64,), (x, y))
 
 
 def test_arguments_of_the_wrong_size_are_refused():
