@@ -10,6 +10,7 @@
 // Blocks run one after another, so `__shared__` can be a static variable; emulator.py adds a call of
 // `poison_once` after each declaration. Needs g++ -std=c++17.
 #pragma once
+#define TINYRES_EMULATOR
 #include <csignal>
 #include <sys/mman.h>
 #include <unistd.h>

@@ -12,6 +12,7 @@ from tests.kernels.nvrtc import find_library
 from tinyres import ops
 from tinyres_gpu.kernels import layers, merges
 from tinyres_gpu.kernels.loader import Device
+from tinyres_gpu.kernels.precision import PRECISIONS
 
 SCHEDULES = (0, 1, 2, 3)  # in order, backwards, shuffled, one warp far ahead
 REQUIRED = os.environ.get("TINYRES_REQUIRE", "").split(",")
@@ -76,6 +77,44 @@ def check(name, *arguments, pairs=PAIRS, schedules=SCHEDULES, **options):
     for seed in schedules:
         with schedule(seed):
             results.append(run(pairs, name, np.float32, arguments, options))
+    for ours, p, e in zip(results[0], plain, exact, strict=True):
+        assert_within_factor_two(ours, p, e)
+    for other in results[1:]:
+        assert all(np.array_equal(a, b) for a, b in zip(results[0], other, strict=True)), "depends on the order"
+
+
+def rounded(x, precision):
+    """Round float32 numbers as a precision rounds operands: bfloat16 ties to even, TF32 away from zero."""
+    dropped = 23 - PRECISIONS[precision].fraction_bits
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32).copy()
+    if dropped:
+        half = 1 << (dropped - 1)
+        bits += half if precision == "tf32" else half - 1 + (bits >> dropped & 1)
+        bits &= ~np.uint32((1 << dropped) - 1)
+    return bits.view(np.float32)
+
+
+def textbook(x, w, dy, stride, precision, dtype):
+    """Return y, dx and dw by the textbook, from operands rounded as a precision rounds them."""
+    x, w, dy = (rounded(a, precision).astype(dtype) for a in (x, w, dy))
+    y, cache = ops.LAYERS["conv"].forward(x, w, stride=stride)
+    dx, dw, _ = ops.LAYERS["conv"].backward(dy, cache)
+    return y, dx, dw
+
+
+def check_rounded_conv(precision, sizes, pairs, schedules=SCHEDULES):
+    """Hold a convolution against the textbook's on rounded operands: their products are exact in float64."""
+    n, c_in, c_out, size, kernel, stride = sizes
+    out = (size - 1) // stride + 1
+    x, w = numbers(n, c_in, size, size), numbers(c_out, c_in, kernel, kernel)
+    dy = numbers(n, c_out, out, out, seed=1)
+    results = []
+    for seed in schedules:
+        with schedule(seed):
+            y, cache = pairs["conv"].forward(x, w, stride=stride)
+            results.append((y, *pairs["conv"].backward(dy, cache)[:2]))
+    plain = textbook(x, w, dy, stride, precision, np.float32)
+    exact = textbook(x, w, dy, stride, precision, np.float64)
     for ours, p, e in zip(results[0], plain, exact, strict=True):
         assert_within_factor_two(ours, p, e)
     for other in results[1:]:

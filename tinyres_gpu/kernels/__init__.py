@@ -22,11 +22,21 @@ from tinyres_gpu.kernels.elementwise import (
 )
 from tinyres_gpu.kernels.head import GlobalAveragePool, Linear, SoftmaxCrossEntropy
 from tinyres_gpu.kernels.loader import CUPY, Device
+from tinyres_gpu.kernels.precision import PRECISIONS, check_precision
+
+__all__ = ["CUPY", "LAYERS", "MERGES", "PRECISIONS", "Device", "check_precision", "layers", "merges"]
 
 
-def layers(device: Device = CUPY) -> dict[str, Pair]:
-    """Return the table of layers on a device: fields of `tinyres.contract.Backend`."""
-    conv, bn_relu = Conv(device), BatchNorm(device, relu=True)
+def layers(device: Device = CUPY, precision: str = "float32") -> dict[str, Pair]:
+    """Return the table of layers on a device: fields of `tinyres.contract.Backend`.
+
+    Parameters
+    ----------
+    device : Device
+    precision : {"float32", "tf32", "bf16"}
+        What convolutions round their operands to; `check_precision` says whether a card can.
+    """
+    conv, bn_relu = Conv(device, precision), BatchNorm(device, relu=True)
     return {
         "conv": Pair(conv.forward, conv.backward, conv.remember),
         "bn": _pair(BatchNorm(device)),
@@ -42,9 +52,9 @@ def layers(device: Device = CUPY) -> dict[str, Pair]:
     }
 
 
-def merges(device: Device = CUPY) -> dict[str, Pair]:
-    """Return the table of merges on a device, by the names of `tinyres.merges`."""
-    conv = Conv(device)
+def merges(device: Device = CUPY, precision: str = "float32") -> dict[str, Pair]:
+    """Return the table of merges on a device, by the names of `tinyres.merges`; gates have a convolution."""
+    conv = Conv(device, precision)
     return {
         "identity": _pair(Identity(device)),
         "scaling": _pair(Scaling(device)),

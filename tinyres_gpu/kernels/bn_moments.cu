@@ -1,11 +1,4 @@
-// Mean and variance of each channel, for each group of the mini-batch.
-//
-// The variance is never computed as E[x^2] - E[x]^2: where the mean is large beside the deviation, both terms
-// agree in most digits and their difference is noise. Instead sets of values are *merged* (Chan, Golub, LeVeque,
-// 1979). With delta = mean_b - mean_a,
-//
-//     count = count_a + count_b      mean = mean_a + delta count_b / count
-//     m2    = m2_a + m2_b + delta^2 count_a count_b / count          (m2: the sum of squared deviations)
+// Mean and variance of each channel, for each group of the mini-batch, by merging (moments.cuh says why).
 //
 // All values are taken relative to the first of their group and channel, the pilot: where the mean is large, a
 // mean near zero keeps the digits that matter. Merging is rare and in float64: where the mean is near zero and
@@ -14,16 +7,6 @@
 // A thread takes every so-manyth row of its block's share, 16 values at a time, the threads of a block merge in
 // a tree, and `merge_moments` merges the blocks in order. Tensors are (rows, channels) with rows = N H W.
 // A block is blockDim.x neighbouring channels times blockDim.y rows, 256 threads together.
-
-struct Moments {
-  double count, mean, m2;
-};
-
-__device__ __forceinline__ Moments merge(Moments a, Moments b) {
-  if (b.count == 0) return a;
-  const double count = a.count + b.count, delta = b.mean - a.mean, share = b.count / count;
-  return {count, a.mean + delta * share, a.m2 + b.m2 + delta * delta * a.count * share};
-}
 
 constexpr int RUN = 16;
 
@@ -70,7 +53,7 @@ __global__ void __launch_bounds__(256)
   }
 }
 
-// One thread a group and channel: merge the blocks in order.
+// One thread a group and channel: merge the blocks in order. `x` says where the pilots are; null, they are zero.
 __global__ void merge_moments(const float* x, const double* partial, float* mean, float* var, float* rstd, int rows,
                               int groups, int blocks, int channels, float eps) {
   const int i = blockIdx.x * 256 + threadIdx.x, plane = groups * blocks * channels;
@@ -80,7 +63,8 @@ __global__ void merge_moments(const float* x, const double* partial, float* mean
     const int from = (i / channels * blocks + block) * channels + i % channels;
     all = merge(all, {partial[from], partial[plane + from], partial[2 * plane + from]});
   }
-  mean[i] = x[(long long)(i / channels) * rows * channels + i % channels] + all.mean;
+  const float pilot = x ? x[(long long)(i / channels) * rows * channels + i % channels] : 0;
+  mean[i] = pilot + all.mean;
   var[i] = all.m2 / all.count;
   rstd[i] = 1 / sqrtf(var[i] + eps);
 }

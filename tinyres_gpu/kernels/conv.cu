@@ -11,26 +11,28 @@
 // grows with DEPTH + k / DEPTH rather than with k. The order is fixed: every run gives the same bits.
 //
 // CHANNELS is 16, 32 or 64, whichever wastes least; any number of channels works, and any number of pixels.
-// With ACTIVATED what is read is relu(gamma (x - mean) rstd + beta), computed on the way into shared memory, so
-// that the activated tensor never exists. Padding is zero *after* the activation.
+// Given moments of x, batch norm and ReLU are applied to what is read, on the way into shared memory: the activated
+// tensor never exists. With MOMENTS, the moments of what is written are found before it leaves the registers.
 
 constexpr int DEPTH = 16;
 
-template <int CHANNELS, bool GRADIENT, bool ACTIVATED>
+template <int CHANNELS, bool MOMENTS>
 __global__ void __launch_bounds__(THREADS)
     conv(const float* x, const float* w, const float* residual, float* y, const float* mean, const float* rstd,
-         const float* gamma, const float* beta, int images, int images_per_group, int height, int width,
-         int channels, int out_height, int out_width, int out_channels, int kernel, int stride) {
-  constexpr int PIXELS = THREADS * 16 / CHANNELS;
-  const Geometry g = {height, width, channels, out_height, out_width, out_channels, kernel, stride};
-  const int pixels = images * out_height * out_width, depth = kernel * kernel * channels;
-  const int first_pixel = blockIdx.x * PIXELS, first_channel = blockIdx.y * CHANNELS;
+         const float* gamma, const float* beta, double* partial, int images, int images_per_group, int height,
+         int width, int channels, int out_height, int out_width, int out_channels, int kernel, int stride, int gradient) {
+  constexpr int PIXELS = THREADS * 16 / CHANNELS, CONTRIBUTORS = MOMENTS ? PIXELS / 4 : 1;
+  const Geometry g = {height, width, channels, out_height, out_width, out_channels, kernel, stride, gradient != 0};
+  const Activation activation = {mean, rstd, gamma, beta, images_per_group};
+  const Tile tile = find_tile(PIXELS, images, images_per_group, out_height * out_width);
+  const int depth = kernel * kernel * channels, first_channel = blockIdx.y * CHANNELS;
   const int t = threadIdx.x;
 
   __shared__ Pixel places[PIXELS];
   __shared__ __align__(16) float window[DEPTH][PIXELS + 4];
   __shared__ __align__(16) float weights[DEPTH][CHANNELS];
-  for (int i = t; i < PIXELS; i += THREADS) places[i] = locate(first_pixel + i, out_height, out_width);
+  __shared__ Moments found[CONTRIBUTORS][CHANNELS];
+  for (int i = t; i < PIXELS; i += THREADS) places[i] = locate(tile.first + i, out_height, out_width);
   __syncthreads();
 
   const int my_pixel = t / (CHANNELS / 4) * 4, my_channel = t % (CHANNELS / 4) * 4;  // the first of 4 and 4
@@ -41,21 +43,13 @@ __global__ void __launch_bounds__(THREADS)
     const Depth at = locate_depth(k, channels, kernel);
     for (int i = t / DEPTH; i < PIXELS; i += THREADS / DEPTH) {
       float value = 0;
-      if (k < depth && first_pixel + i < pixels) {
-        const int from = address<GRADIENT>(places[i], at, g);
-        if (from >= 0) {
-          value = x[from];
-          if (ACTIVATED) {
-            const int group = places[i].image / images_per_group * channels + at.channel;
-            value = activate(value, mean[group], rstd[group], gamma[at.channel], beta[at.channel]);
-          }
-        }
-      }
+      if (k < depth && tile.first + i < tile.end)
+        value = fetch(x, places[i], at, g, activation);
       window[t % DEPTH][i] = value;
     }
     for (int i = t / DEPTH; i < CHANNELS; i += THREADS / DEPTH) {
       const int o = first_channel + i;
-      weights[t % DEPTH][i] = k < depth && o < out_channels ? w[weight_address<GRADIENT>(at, o, g)] : 0;
+      weights[t % DEPTH][i] = k < depth && o < out_channels ? w[weight_address(at, o, g)] : 0;
     }
     __syncthreads();
 
@@ -77,13 +71,29 @@ __global__ void __launch_bounds__(THREADS)
     __syncthreads();  // nobody may overwrite a tile that another thread still reads
   }
 
+  const int count = min(4, max(0, tile.end - tile.first - my_pixel));  // of my four pixels
 #pragma unroll
-  for (int i = 0; i < 4; i++) {
-    const int pixel = first_pixel + my_pixel + i;
+  for (int j = 0; j < 4; j++) {
+    const int o = first_channel + my_channel + j;
+    float sum = 0, m2 = 0;
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
-      const int o = first_channel + my_channel + j, to = pixel * out_channels + o;
-      if (pixel < pixels && o < out_channels) y[to] = residual ? residual[to] + total[i][j] : total[i][j];
+    for (int i = 0; i < 4; i++)
+      if (i < count && o < out_channels) {
+        const int to = (tile.first + my_pixel + i) * out_channels + o;
+        if (residual) total[i][j] += residual[to];
+        y[to] = total[i][j];
+        sum += total[i][j];
+      }
+    if (MOMENTS) {
+      const float average = sum / max(1, count);
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        if (i < count) m2 = fmaf(total[i][j] - average, total[i][j] - average, m2);
+      found[my_pixel / 4 % CONTRIBUTORS][my_channel + j] = {(double)count, average, m2};
     }
+  }
+  if (MOMENTS) {
+    __syncthreads();
+    write_moments<CHANNELS>(found, CONTRIBUTORS, partial, tile, first_channel, out_channels);
   }
 }

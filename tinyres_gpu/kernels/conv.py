@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from tinyres.array import Array
 from tinyres_gpu.kernels.loader import THREADS, Device
 
@@ -29,9 +31,17 @@ class Activation(NamedTuple):
 
 @dataclass(frozen=True)
 class Conv:
-    """The convolution's pair; `tinyres.ops.conv` defines what it computes."""
+    """The convolution's pair; `tinyres.ops.conv` defines what it computes.
+
+    Attributes
+    ----------
+    device : Device
+    precision : {"float32", "tf32", "bf16"}
+        What operands are rounded to; sums and tensors in memory are float32 always.
+    """
 
     device: Device
+    precision: str = "float32"
 
     def forward(
         self, x: Array, w: Array, residual: Array | None = None, *, stride: int = 1
@@ -55,11 +65,27 @@ class Conv:
         self, x: Array, w: Array, residual: Array | None, stride: int, activation: Activation | None = None
     ) -> Array:
         """Return the convolution of x (N, H, W, C_in), activated first if asked: (N, H', W', C_out)."""
-        n, height, width, _ = x.shape
-        out = (n, (height - 1) // stride + 1, (width - 1) // stride + 1, len(w))
-        y = self.device.empty(*out)
+        y = self.device.empty(*_output_shape(x, w, stride))
         self._product(x, w, residual, y, stride, activation=activation)
         return y
+
+    def convolve_with_moments(
+        self, x: Array, w: Array, residual: Array | None, stride: int, activation: Activation, eps: float
+    ) -> tuple[Array, Array, Array, Array]:
+        """Return y as `convolve` does and, found on the way, its mean, var and rstd (groups, C_out) each.
+
+        For a step that hands them to the next batch norm, which then needs no pass over y for them.
+        """
+        device, groups = self.device, len(activation.mean)
+        y = device.empty(*_output_shape(x, w, stride))
+        n, height, width, c = y.shape
+        tiles = -(-(n // groups * height * width) // self._tile_pixels(c))
+        partial = device.empty(3, groups, tiles, c, dtype=np.float64)
+        self._product(x, w, residual, y, stride, activation=activation, partial=partial)
+        mean, var, rstd = (device.empty(groups, c) for _ in range(3))
+        blocks = (-(-groups * c // THREADS),)
+        device.launch("merge_moments", blocks, None, partial, mean, var, rstd, 0, groups, tiles, c, float(eps))
+        return y, mean, var, rstd
 
     def data_gradient(self, dy: Array, cache: ConvCache) -> Array:
         """Return dx (N, H, W, C_in) from dy (N, H', W', C_out)."""
@@ -76,10 +102,9 @@ class Conv:
         pixels_per_split = pixels_in_a_split(pixels)
         splits = -(-pixels // pixels_per_split)
         partial = self.device.empty(splits, depth, c_out)
-        rows_of_tile = THREADS * 16 // tile
-        blocks = (-(-depth // rows_of_tile), -(-c_out // tile), splits)
+        blocks = (-(-depth // self._tile_pixels(c_out)), -(-c_out // tile), splits)
         sizes = (n, pixels_per_split, *image, *out_image, k, cache.stride)
-        self.device.launch(f"conv_weight_gradient<{tile}>", blocks, cache.x, dy, partial, *sizes)
+        self.device.launch(self._kernel("conv_weight_gradient", tile), blocks, cache.x, dy, partial, *sizes)
         dw = self.device.empty(*cache.w.shape)
         self.device.launch(
             "sum_weight_gradients", (-(-dw.size // THREADS),), partial, dw, splits, c_in, c_out, k
@@ -96,21 +121,35 @@ class Conv:
         *,
         gradient: bool = False,
         activation: Activation | None = None,
+        partial: Array | None = None,
     ) -> None:
         """Launch the implicit product that reads x and writes y, both (N, H, W, C)."""
         n, *image = x.shape
-        _, *out_image = y.shape
-        c_out, tile = y.shape[3], tile_channels(y.shape[3])
-        tile_pixels = THREADS * 16 // tile
-        blocks = (-(-(y.size // c_out) // tile_pixels), -(-c_out // tile))
-        images_per_group = n // len(activation.mean) if activation else n
+        _, *out_image, c_out = y.shape
+        groups, tile = len(activation.mean) if activation else 1, tile_channels(c_out)
+        tiles = -(-(y.size // (groups * c_out)) // self._tile_pixels(c_out))  # of a group
         self.device.launch(
-            f"conv<{tile}, {str(gradient).lower()}, {str(activation is not None).lower()}>",
-            blocks,
+            self._kernel("conv", tile, partial is not None),
+            (groups * tiles, -(-c_out // tile)),
             *(x, w, residual, y),
             *(activation or (None, None, None, None)),
-            *(n, images_per_group, *image, *out_image, w.shape[2], stride),
+            *(partial, n, n // groups, *image, *out_image, c_out, w.shape[2], stride, int(gradient)),
         )
+
+    def _kernel(self, name: str, *arguments: int | bool) -> str:
+        """Return the name of a kernel with its template arguments, on the tensor cores if asked."""
+        if self.precision != "float32":
+            name, arguments = f"{name}_tensor_core", (*arguments, self.precision == "bf16")
+        return f"{name}<{', '.join(str(argument).lower() for argument in arguments)}>"
+
+    def _tile_pixels(self, c_out: int) -> int:
+        """Return how many pixels (of the weight gradient, rows) a block takes."""
+        return THREADS * 16 // tile_channels(c_out) if self.precision == "float32" else 128
+
+
+def _output_shape(x: Array, w: Array, stride: int) -> tuple[int, int, int, int]:
+    n, height, width, _ = x.shape
+    return n, (height - 1) // stride + 1, (width - 1) // stride + 1, len(w)
 
 
 def tile_channels(channels: int) -> int:

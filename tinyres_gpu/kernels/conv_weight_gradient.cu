@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(THREADS)
                          int height, int width, int channels, int out_height, int out_width, int out_channels,
                          int kernel, int stride) {
   constexpr int ROWS = THREADS * 16 / CHANNELS;  // of dw, seen as a (depth, C_out) matrix
-  const Geometry g = {height, width, channels, out_height, out_width, out_channels, kernel, stride};
+  const Geometry g = {height, width, channels, out_height, out_width, out_channels, kernel, stride, false};
   const int pixels = images * out_height * out_width, depth = kernel * kernel * channels;
   const int first_row = blockIdx.x * ROWS, first_channel = blockIdx.y * CHANNELS;
   const int begin = blockIdx.z * pixels_per_split, end = min(pixels, begin + pixels_per_split);
@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(THREADS)
       const int pixel = first_pixel + i / ROWS, row = i % ROWS;
       int from = -1;
       if (pixel < end && first_row + row < depth)
-        from = address<false>(locate(pixel, out_height, out_width), places[row], g);
+        from = address(locate(pixel, out_height, out_width), places[row], g);
       window[i / ROWS][row] = from >= 0 ? x[from] : 0;
     }
     for (int i = t; i < RUN * CHANNELS; i += THREADS) {
@@ -76,7 +76,7 @@ __global__ void sum_weight_gradients(const float* partial, float* dw, int splits
   const int depth = kernel * kernel * channels, size = depth * out_channels;
   const int i = blockIdx.x * THREADS + threadIdx.x;
   if (i >= size) return;
-  const Geometry g = {0, 0, channels, 0, 0, out_channels, kernel, 1};
-  dw[weight_address<false>(locate_depth(i / out_channels, channels, kernel), i % out_channels, g)] =
+  const Geometry g = {0, 0, channels, 0, 0, out_channels, kernel, 1, false};
+  dw[weight_address(locate_depth(i / out_channels, channels, kernel), i % out_channels, g)] =
       sum_in_order(partial + i, splits, size);
 }

@@ -21,34 +21,39 @@ THREADS = 256  # in every block of every kernel
 LARGEST = 2**31 - 1  # numbers in a tensor: kernels count in 32 bits
 
 SOURCES = {
-    "conv": ("sums.cuh", "bn.cuh", "window.cuh", "conv.cu"),
-    "conv_weight_gradient": ("sums.cuh", "window.cuh", "conv_weight_gradient.cu"),
-    "bn_moments": ("bn_moments.cu",),
+    "conv": ("bn.cuh", "moments.cuh", "window.cuh", "tile.cuh", "conv.cu"),
+    "conv_weight_gradient": ("sums.cuh", "bn.cuh", "window.cuh", "conv_weight_gradient.cu"),
+    "conv_tensor_core": ("ptx.cuh", "bn.cuh", "moments.cuh", "window.cuh", "tile.cuh", "conv_tensor_core.cu"),
+    "bn_moments": ("moments.cuh", "bn_moments.cu"),
     "bn": ("sums.cuh", "bn.cuh", "bn.cu"),
     "head": ("sums.cuh", "head.cu"),
-    "elementwise": ("window.cuh", "elementwise.cu"),
+    "elementwise": ("bn.cuh", "window.cuh", "elementwise.cu"),
     "update": ("update.cu",),
 }
 """Module name -> the files it is made of. They are joined, not included: CuPy's cache looks at the source it is
 given and would not notice a header that has changed."""
 
+_TILES = (16, 32, 64)  # channels of a block
+_FLAGS = ("false", "true")
+
 KERNELS = {
-    "conv": tuple(
-        f"conv<{channels}, {gradient}, {activated}>"
-        for channels in (16, 32, 64)
-        for gradient, activated in (("false", "false"), ("true", "false"), ("false", "true"))
+    "conv": tuple(f"conv<{tile}, {moments}>" for tile in _TILES for moments in _FLAGS),
+    "conv_tensor_core": (
+        *(
+            f"conv_tensor_core<{tile}, {moments}, {bf16}>"
+            for tile in _TILES
+            for moments in _FLAGS
+            for bf16 in _FLAGS
+        ),
+        *(f"conv_weight_gradient_tensor_core<{tile}, {bf16}>" for tile in _TILES for bf16 in _FLAGS),
     ),
     "conv_weight_gradient": (
-        *(f"conv_weight_gradient<{channels}>" for channels in (16, 32, 64)),
+        *(f"conv_weight_gradient<{channels}>" for channels in _TILES),
         "sum_weight_gradients",
     ),
     "bn_moments": ("bn_moments", "merge_moments"),
     "bn": (
-        *(
-            f"{name}<{relu}>"
-            for name in ("bn_output", "bn_sums", "bn_input_gradient")
-            for relu in ("false", "true")
-        ),
+        *(f"{name}<{relu}>" for name in ("bn_output", "bn_sums", "bn_input_gradient") for relu in _FLAGS),
         "merge_bn_sums",
     ),
     "head": (
@@ -68,11 +73,7 @@ KERNELS = {
         "scale",
         "masked_sum",
         "masked",
-        *(
-            f"{name}<{exclusive}>"
-            for name in ("gated_sum", "gated_sum_gradient")
-            for exclusive in ("false", "true")
-        ),
+        *(f"{name}<{exclusive}>" for name in ("gated_sum", "gated_sum_gradient") for exclusive in _FLAGS),
     ),
     "update": ("update<false>", "update<true>"),
 }
@@ -165,10 +166,18 @@ def _argument(value: Any) -> Any:
     return value
 
 
-def _compile_with_cupy(source: str, name_expressions: Sequence[str]) -> Any:
-    import cupy
+class _CupyModule:
+    """A module of which each kernel is compiled when it is first asked for."""
 
-    return cupy.RawModule(code=source, options=("-std=c++17",), name_expressions=tuple(name_expressions))
+    def __init__(self, source: str, name_expressions: Sequence[str]) -> None:
+        self.source = source
+
+    def get_function(self, name: str) -> Any:
+        """Return a kernel; CuPy keeps what it compiled on disk, by source and name."""
+        import cupy
+
+        module = cupy.RawModule(code=self.source, options=("-std=c++17",), name_expressions=(name,))
+        return module.get_function(name)
 
 
 def _cupy() -> Any:
@@ -182,5 +191,5 @@ def _address_on_gpu(x: Any) -> int:
     return address
 
 
-CUPY = Device(_compile_with_cupy, _cupy, _address_on_gpu)
-"""The GPU that CuPy uses. CuPy caches what it compiled on disk, by source."""
+CUPY = Device(_CupyModule, _cupy, _address_on_gpu)
+"""The GPU that CuPy uses."""

@@ -1,4 +1,4 @@
-// Instructions that C++ has no name for, each behind a function. The emulator replaces this file by its own.
+// Instructions that C++ has no name for, each behind a function. The emulator of the tests brings its own.
 //
 // mma_*: a warp multiplies small matrices on the tensor cores, d (16x8) += a (16xk) b (kx8) in float32. Each lane
 // holds a few elements of each; with group = lane / 4 and pair = 2 (lane % 4) it holds, for bfloat16 (k = 16),
@@ -7,6 +7,8 @@
 //     d[0..3]:    (group, pair), (group, pair + 1), (group + 8, pair), (group + 8, pair + 1)
 // two bfloat16 values to a register, the lower index in the lower half; for TF32 (k = 8) one value to a register
 // at column (of a) or row (of b) lane % 4, and the same + 4. d is laid out alike.
+
+#ifndef TINYRES_EMULATOR
 
 __device__ __forceinline__ void mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
   asm volatile(
@@ -34,6 +36,22 @@ __device__ __forceinline__ unsigned pack_bf16(float low, float high) {  // 8 bit
   return bits;
 }
 
+// Four 8x8 matrices of 16-bit values from shared memory: lane l names row l % 8 of matrix l / 8, a multiple of 16
+// bytes. r[i] gets elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 of matrix i: two of mma_bf16's shares of a at
+// once. Transposed, it gets rows for columns: what b wants when k runs along rows.
+__device__ __forceinline__ void load_matrices(unsigned (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"((unsigned)__cvta_generic_to_shared(row))
+               : "memory");
+}
+__device__ __forceinline__ void load_matrices_transposed(unsigned (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"((unsigned)__cvta_generic_to_shared(row))
+               : "memory");
+}
+
 // 16 bytes from global to shared memory without passing through registers, while the thread goes on; zeros where
 // `keep` is false. Both addresses are multiples of 16. They have landed after the wait for their group, and only
 // then; other threads see them after the next barrier.
@@ -46,3 +64,5 @@ __device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.com
 template <int GROUPS_LEFT> __device__ __forceinline__ void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS_LEFT) : "memory");
 }
+
+#endif
