@@ -1,9 +1,11 @@
 """Every pair on the emulated GPU against the textbook: the factor-of-two rule, and equal bits in any order."""
 
+import inspect
+
 import numpy as np
 import pytest
 
-from tests.kernels.tools import SCHEDULES, check, numbers, require_compiler
+from tests.kernels.tools import PAIRS, SCHEDULES, TEXTBOOK, check, numbers, require_compiler
 
 pytestmark = require_compiler
 
@@ -83,3 +85,11 @@ def test_merges():
     check("dropout_inference", s, f, rate=0.25)
     for name in ("exclusive-gating", "shortcut-only-gating"):
         check(name, s, f, numbers(20, 20, 1, 1), numbers(20))
+
+
+def test_every_pair_is_there_with_the_arguments_of_the_textbooks():
+    assert PAIRS.keys() == TEXTBOOK.keys()
+    for name, pair in PAIRS.items():
+        for ours, textbook in zip(pair, TEXTBOOK[name], strict=True):
+            if textbook is not None:
+                assert list(inspect.signature(ours).parameters) == list(inspect.signature(textbook).parameters)
