@@ -1,7 +1,8 @@
 """What a test needs beyond the package's own dependencies.
 
 Where it is missing the test is skipped, but a check that was skipped is no check: the environment variable
-TINYRES_REQUIRE lists, separated by commas, what must be there (in CI: torch), and then its absence fails.
+TINYRES_REQUIRE lists, separated by commas, what must be there (in CI: torch, g++, nvrtc), and then its absence
+fails.
 """
 
 import importlib

@@ -88,13 +88,16 @@ class ComposedStep:
         dlogits = backend.softmax_cross_entropy.backward(1 / n, loss_cache)  # of the mean loss
         _, gradients = backward(backend, network, dlogits, cache)
 
-        rate = learning_rate(recipe, t, self.iterations)
-        for name, gradient in gradients.items():
-            velocity = self.buffers["optimizer.velocity." + name]
-            update(name, self.buffers[name], velocity, gradient, rate, recipe)
+        self.update_parameters(gradients, learning_rate(recipe, t, self.iterations))
         for name, batch in moments.items():
             update_running_statistics(self.buffers, name, batch, recipe.running_momentum)
         return float(loss), int((logits.argmax(axis=1) != labels).sum())
+
+    def update_parameters(self, gradients: Mapping[str, Array], rate: float) -> None:
+        """Move every parameter, in place, by its gradient of the mean loss."""
+        for name, gradient in gradients.items():
+            velocity = self.buffers["optimizer.velocity." + name]
+            update(name, self.buffers[name], velocity, gradient, rate, self.recipe)
 
     def state(self) -> dict[str, Array]:
         """Return a copy of the training state: NumPy arrays, C-contiguous."""

@@ -1,0 +1,54 @@
+"""Every kernel compiles for its architectures, and keeps what it computes with in registers."""
+
+from importlib.resources import files
+
+import pytest
+
+from tests.kernels.nvrtc import compile_for
+from tests.kernels.test_emulator import COPIES, PRODUCTS
+from tests.kernels.tools import require_nvrtc
+from tinyres_gpu.kernels.loader import KERNELS, SOURCES, read_source
+
+CASES = [
+    (module, architecture)
+    for module in KERNELS
+    for architecture in ("sm_75", "sm_80", "sm_90")
+    if architecture != "sm_75" or module != "conv_tensor_core"  # TF32 and bfloat16 begin with sm_80
+]
+
+
+@require_nvrtc
+@pytest.mark.parametrize(("module", "architecture"), CASES)
+def test_every_kernel_compiles_and_none_spills(module, architecture):
+    for name, resources in compile_for(read_source(module), KERNELS[module], architecture).items():
+        assert resources.spilled_bytes == resources.stack_bytes == 0, (name, resources)
+        assert resources.registers <= 128, (name, resources)  # two blocks of 256 threads fit a processor
+
+
+@require_nvrtc
+def test_what_the_emulator_runs_compiles_too():
+    """The emulator's version of ptx.cuh and the real one offer the same functions."""
+    ptx = (files("tinyres_gpu.kernels") / "ptx.cuh").read_text(encoding="utf-8")
+    compile_for(ptx + PRODUCTS + COPIES, ["bf16", "bf16_from_shared", "tf32", "copy"], "sm_80")
+
+
+@require_nvrtc
+def test_a_kernel_that_needs_too_many_registers_is_noticed():
+    code = """
+__global__ void __launch_bounds__(1024) hog(float* x) {
+  float values[200];
+  for (int i = 0; i < 200; i++) values[i] = x[i * 1024 + threadIdx.x];
+  for (int i = 0; i < 200; i++) x[i * 1024 + threadIdx.x] = values[i] * values[199 - i] * values[(i + 7) % 200];
+}"""
+    resources = compile_for(code, ["hog"], "sm_80")["hog"]
+    assert resources.spilled_bytes + resources.stack_bytes > 0
+    with pytest.raises(ValueError, match="undefined"):
+        compile_for("__global__ void broken() { nothing; }", ["broken"], "sm_80")
+
+
+def test_every_file_belongs_to_a_module():
+    listed = {name for names in SOURCES.values() for name in names}
+    assert {
+        f.name for f in files("tinyres_gpu.kernels").iterdir() if f.name.endswith((".cu", ".cuh"))
+    } == listed
+    assert SOURCES.keys() == KERNELS.keys()

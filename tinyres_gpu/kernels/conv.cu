@@ -1,0 +1,99 @@
+// Convolution and its data gradient in float32, as one implicit matrix product (window.cuh says which).
+//
+//     y[pixel, o] = sum_k window[pixel, k] weights[k, o]   (+ residual[pixel, o])
+//
+// A block computes a tile of PIXELS x CHANNELS outputs, 4 x 4 of them a thread. It walks along k in steps of
+// DEPTH: all threads bring a (PIXELS, DEPTH) tile of the window matrix and a (DEPTH, CHANNELS) tile of the
+// weights into shared memory, wait for each other, and multiply. Each value in shared memory is used by many
+// threads, each value in a register four times: that is what makes a matrix product fast.
+//
+// Sums are blocked: a step's products are added up by themselves and then to the total, so the rounding error
+// grows with DEPTH + k / DEPTH rather than with k. The order is fixed: every run gives the same bits.
+//
+// CHANNELS is 16, 32 or 64, whichever wastes least; any number of channels works, and any number of pixels.
+// Given moments of x, batch norm and ReLU are applied to what is read, on the way into shared memory: the activated
+// tensor never exists. With MOMENTS, the moments of what is written are found before it leaves the registers.
+
+constexpr int DEPTH = 16;
+
+template <int CHANNELS, bool MOMENTS>
+__global__ void __launch_bounds__(THREADS)
+    conv(const float* x, const float* w, const float* residual, float* y, const float* mean, const float* rstd,
+         const float* gamma, const float* beta, double* partial, int images, int images_per_group, int height,
+         int width, int channels, int out_height, int out_width, int out_channels, int kernel, int stride, int gradient) {
+  constexpr int PIXELS = THREADS * 16 / CHANNELS, CONTRIBUTORS = MOMENTS ? PIXELS / 4 : 1;
+  const Geometry g = {height, width, channels, out_height, out_width, out_channels, kernel, stride, gradient != 0};
+  const Activation activation = {mean, rstd, gamma, beta, images_per_group};
+  const Tile tile = find_tile(PIXELS, images, images_per_group, out_height * out_width);
+  const int depth = kernel * kernel * channels, first_channel = blockIdx.y * CHANNELS;
+  const int t = threadIdx.x;
+
+  __shared__ Pixel places[PIXELS];
+  __shared__ __align__(16) float window[DEPTH][PIXELS + 4];
+  __shared__ __align__(16) float weights[DEPTH][CHANNELS];
+  __shared__ Moments found[CONTRIBUTORS][CHANNELS];
+  for (int i = t; i < PIXELS; i += THREADS) places[i] = locate(tile.first + i, out_height, out_width);
+  __syncthreads();
+
+  const int my_pixel = t / (CHANNELS / 4) * 4, my_channel = t % (CHANNELS / 4) * 4;  // the first of 4 and 4
+  float total[4][4] = {};
+  for (int first_k = 0; first_k < depth; first_k += DEPTH) {
+    // Neighbouring threads fetch neighbouring channels of a pixel.
+    const int k = first_k + t % DEPTH;
+    const Depth at = locate_depth(k, channels, kernel);
+    for (int i = t / DEPTH; i < PIXELS; i += THREADS / DEPTH) {
+      float value = 0;
+      if (k < depth && tile.first + i < tile.end)
+        value = fetch(x, places[i], at, g, activation);
+      window[t % DEPTH][i] = value;
+    }
+    for (int i = t / DEPTH; i < CHANNELS; i += THREADS / DEPTH) {
+      const int o = first_channel + i;
+      weights[t % DEPTH][i] = k < depth && o < out_channels ? w[weight_address(at, o, g)] : 0;
+    }
+    __syncthreads();
+
+    float part[4][4] = {};
+#pragma unroll
+    for (int d = 0; d < DEPTH; d++) {
+      const float4 a = *(const float4*)&window[d][my_pixel];
+      const float4 b = *(const float4*)&weights[d][my_channel];
+      const float as[4] = {a.x, a.y, a.z, a.w}, bs[4] = {b.x, b.y, b.z, b.w};
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+#pragma unroll
+        for (int j = 0; j < 4; j++) part[i][j] = fmaf(as[i], bs[j], part[i][j]);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+#pragma unroll
+      for (int j = 0; j < 4; j++) total[i][j] += part[i][j];
+    __syncthreads();  // nobody may overwrite a tile that another thread still reads
+  }
+
+  const int count = min(4, max(0, tile.end - tile.first - my_pixel));  // of my four pixels
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    const int o = first_channel + my_channel + j;
+    float sum = 0, m2 = 0;
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      if (i < count && o < out_channels) {
+        const int to = (tile.first + my_pixel + i) * out_channels + o;
+        if (residual) total[i][j] += residual[to];
+        y[to] = total[i][j];
+        sum += total[i][j];
+      }
+    if (MOMENTS) {
+      const float average = sum / max(1, count);
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        if (i < count) m2 = fmaf(total[i][j] - average, total[i][j] - average, m2);
+      found[my_pixel / 4 % CONTRIBUTORS][my_channel + j] = {(double)count, average, m2};
+    }
+  }
+  if (MOMENTS) {
+    __syncthreads();
+    write_moments<CHANNELS>(found, CONTRIBUTORS, partial, tile, first_channel, out_channels);
+  }
+}

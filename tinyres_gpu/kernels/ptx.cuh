@@ -1,0 +1,68 @@
+// Instructions that C++ has no name for, each behind a function. The emulator of the tests brings its own.
+//
+// mma_*: a warp multiplies small matrices on the tensor cores, d (16x8) += a (16xk) b (kx8) in float32. Each lane
+// holds a few elements of each; with group = lane / 4 and pair = 2 (lane % 4) it holds, for bfloat16 (k = 16),
+//     a[0], a[1]: rows group, group + 8 at columns pair, pair + 1;    a[2], a[3]: the same at columns + 8
+//     b[0], b[1]: rows pair, pair + 1 and the same + 8, of column group
+//     d[0..3]:    (group, pair), (group, pair + 1), (group + 8, pair), (group + 8, pair + 1)
+// two bfloat16 values to a register, the lower index in the lower half; for TF32 (k = 8) one value to a register
+// at column (of a) or row (of b) lane % 4, and the same + 4. d is laid out alike.
+
+#ifndef TINYRES_EMULATOR
+
+__device__ __forceinline__ void mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+__device__ __forceinline__ void mma_tf32(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+__device__ __forceinline__ unsigned to_tf32(float value) {  // 8 bits of exponent, 10 of fraction, to the nearest
+  unsigned bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+  return bits;
+}
+
+__device__ __forceinline__ unsigned pack_bf16(float low, float high) {  // 8 bits of exponent, 7 of fraction
+  unsigned bits;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+  return bits;
+}
+
+// Four 8x8 matrices of 16-bit values from shared memory: lane l names row l % 8 of matrix l / 8, a multiple of 16
+// bytes. r[i] gets elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 of matrix i: two of mma_bf16's shares of a at
+// once. Transposed, it gets rows for columns: what b wants when k runs along rows.
+__device__ __forceinline__ void load_matrices(unsigned (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"((unsigned)__cvta_generic_to_shared(row))
+               : "memory");
+}
+__device__ __forceinline__ void load_matrices_transposed(unsigned (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"((unsigned)__cvta_generic_to_shared(row))
+               : "memory");
+}
+
+// 16 bytes from global to shared memory without passing through registers, while the thread goes on; zeros where
+// `keep` is false. Both addresses are multiples of 16. They have landed after the wait for their group, and only
+// then; other threads see them after the next barrier.
+__device__ __forceinline__ void copy_async(void* shared, const void* global, bool keep) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((unsigned)__cvta_generic_to_shared(shared)),
+               "l"(global), "r"(keep ? 16 : 0)
+               : "memory");
+}
+__device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int GROUPS_LEFT> __device__ __forceinline__ void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS_LEFT) : "memory");
+}
+
+#endif
