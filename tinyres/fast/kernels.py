@@ -164,32 +164,37 @@ class Pointwise(Kernel):
 
 
 class Winograd(Kernel):
-    """3 x 3 with stride 1: F(4, 3) along the width, row windows along the height; a tile is four columns."""
+    """3 x 3 with stride 1: F(4, 3) along the width, row windows along the height; a tile is four columns.
+
+    A tile of the output reads six columns of the activated input, from the one before the tile to the one
+    behind it. They lie side by side in `inputs`, which slides along: two were the last two of the tile before.
+    """
 
     def __init__(self, shape: ConvShape, space: Space) -> None:
         super().__init__(shape, space)
         c_in, c_out, height, n = self.c_in, self.c_out, self.height, self.n
-        four, six = winograd.TILE, winograd.POINTS
-        self.tiles = self.width // four
-        padded = height + 2
-        self.ring = space("ring", (3, four, height, c_in, n))  # activated tiles t - 1, t and t + 1
-        self.masks = space("masks", (3, four * height, c_in * n), self.integer)
+        six, padded = winograd.POINTS, height + 2
+        self.tiles = self.width // winograd.TILE
+        self.inputs = space("inputs", (six, height, c_in, n))
+        self.masks = space("masks", (six, height, c_in * n), self.integer)
         # v's and dm's borders stay zero: nobody else may have these two
         self.v = space("v", (six, padded, c_in, n))
         self.dm = space("dm", (six, padded, c_out, n))
-        self.v_inside, self.dm_inside = list(self.v[:, 1:-1]), list(self.dm[:, 1:-1])
         self.v_windows = row_windows(self.v, height)  # (6, H, 3 C_in, n)
         self.dm_windows = row_windows(self.dm, height)  # (6, H, 3 C_out, n)
         self.dm_transposed = self.dm[:, 1:-1].swapaxes(2, 3)  # (6, H, n, C_out)
         self.m = space("m", (six, height, c_out, n))
         self.dv = space("m", (six, height, c_in, n))
         self.products = space("winograd products", (six, height, 3 * c_in, c_out))
-        self.scratch_in = space("transform", (2, 2, height, c_in, n))
-        self.scratch_out = space("transform out", (2, 2, height, c_out, n))
-        self.scratch_gradient = space("transform gradient", (3, height, c_in, n))
-        self.carry = space("carry", (height, c_in, n))
-        self.border = np.zeros((height, c_in, n), self.dtype)
-        self.loaded = list(self.ring)
+        self.edges = space("edges", (2, 2, height, c_in, n))  # dd0 and dd5 of this tile and the one before
+
+        a_t, b_t = winograd.A_T.astype(self.dtype), winograd.B_T.astype(self.dtype)
+        self.a_t, self.b_t, self.a = a_t, b_t, np.ascontiguousarray(a_t.T)
+        self.b_inner, self.b_edges = np.ascontiguousarray(b_t[:, 1:5].T), np.ascontiguousarray(b_t[:, [0, 5]].T)
+        strips = winograd.strips
+        self.input_strips, self.m_strips, self.dv_strips = strips(self.inputs), strips(self.m), strips(self.dv)
+        self.v_strips, self.dm_strips = strips(self.v[:, 1:-1]), strips(self.dm[:, 1:-1])
+        self.edge_strips = [strips(edges) for edges in self.edges]
 
     def start(self, source: Source, output: Feature, w: Array) -> None:
         """Begin a pass: transform the weights."""
@@ -200,64 +205,71 @@ class Winograd(Kernel):
         turned = np.ascontiguousarray(u[:, :, ::-1].transpose(0, 3, 2, 1))  # (6, C_in, 3, C_out)
         self.u_turned = turned.reshape(six, 1, self.c_in, 3 * self.c_out)
         self.du = np.zeros((six, 3 * self.c_in, self.c_out), self.dtype)
-        self.carry[...] = 0
-
-    def pixels(self, t: int) -> slice:
-        """Return the pixels of tile t."""
-        return self.columns(t * winograd.TILE, winograd.TILE)
 
     def forward(self, t: int) -> slice:
         """Compute tile t of the output."""
-        self._activate_around(t, backward=False)
-        self._transform(t)
+        self._slide(t, backward=False)
+        np.matmul(self.b_t, self.input_strips, out=self.v_strips)
         np.matmul(self.u, self.v_windows, out=self.m)
-        tile = self.pixels(t)
-        y = self.output.columns[t * winograd.TILE : (t + 1) * winograd.TILE]
-        winograd.transform_output(self.m, y, self.scratch_out[0])
-        return tile
+        first = t * winograd.TILE
+        y = winograd.strips(self.output.columns[first : first + winograd.TILE])
+        np.matmul(self.a_t, self.m_strips, out=y)
+        return self.columns(first, winograd.TILE)
 
     def backward(self, t: int) -> Finished:
-        """Take tile t of dy; the input's gradient lags one tile behind."""
-        self._activate_around(t, backward=True)
-        self._transform(t)
-        dy = self.output.load_gradient(self.pixels(t))
+        """Take tile t of dy; the last column of the input's gradient waits for the next tile's share."""
+        first = t * winograd.TILE
+        self._slide(t, backward=True)
+        np.matmul(self.b_t, self.input_strips, out=self.v_strips)
+        dy = self.output.load_gradient(self.columns(first, winograd.TILE))
         dy = dy.reshape(winograd.TILE, self.height, self.c_out, self.n)
-        winograd.transform_output_gradient(dy, self.dm_inside, self.scratch_out)
+        np.matmul(self.a, winograd.strips(dy), out=self.dm_strips)
+
         np.matmul(self.v_windows, self.dm_transposed, out=self.products)
         sum_products(self.products, self.ones, self.du)
+
         np.matmul(self.u_turned, self.dm_windows, out=self.dv)
         assert self.source.gradient is not None
         z = self.source.gradient.columns
-        first = t * winograd.TILE
-        left = z[first - 1] if t else None
-        middle = z[first : first + winograd.TILE]
-        winograd.transform_input_gradient(self.dv, left, middle, self.carry, self.scratch_gradient)
+        np.matmul(self.b_inner, self.dv_strips, out=winograd.strips(z[first : first + winograd.TILE]))
+        here, before = t % 2, (t - 1) % 2
+        np.matmul(self.b_edges, self.dv_strips, out=self.edge_strips[here])
         if t:
-            yield self.pixels(t - 1), self.masks[(t - 1) % 3]
-        if t == self.tiles - 1:
-            yield self.pixels(t), self.masks[t % 3]
+            np.add(z[first - 1], self.edges[here][0], out=z[first - 1])
+            np.add(z[first], self.edges[before][1], out=z[first])
+
+        begin = max(first - 1, 0)
+        end = self.width if t == self.tiles - 1 else first + winograd.TILE - 1
+        masks = self.masks[begin - first + 1 : end - first + 1]
+        yield self.columns(begin, end - begin), masks.reshape(-1, masks.shape[-1])
 
     def weight_gradient(self) -> Array:
         """Return dw, the shape of w."""
         du = self.du.reshape(winograd.POINTS, 3, self.c_in, self.c_out)
         return -winograd.transform_weight_gradient(du)
 
-    def _activate_around(self, t: int, backward: bool) -> None:
-        """Bring the ring to tiles t - 1, t, t + 1."""
-        for tile in range(t + bool(t), min(t + 2, self.tiles)):
-            slot = tile % 3
-            rows = self.ring[slot].reshape(winograd.TILE * self.height, -1)
+    def _slide(self, t: int, backward: bool) -> None:
+        """Bring `inputs`, and backward `masks`, to the columns 4t - 1 to 4t + 4; zeros beyond the borders."""
+        first = t * winograd.TILE - 1  # the column in place 0
+        if t == 0:
+            self.inputs[0] = 0
+            place = 1
+        else:
+            self.inputs[:2] = self.inputs[4:]
             if backward:
-                loaded = self.source.reload(self.pixels(tile), rows, self.masks[slot])
-            else:
-                loaded = self.source.load(self.pixels(tile), rows)
-            self.loaded[slot] = loaded.reshape(self.ring.shape[1:])
-
-    def _transform(self, t: int) -> None:
-        """Write v of tile t, whose outer two inputs are the neighbours' columns."""
-        left = self.loaded[(t - 1) % 3][3] if t else self.border
-        right = self.loaded[(t + 1) % 3][0] if t + 1 < self.tiles else self.border
-        winograd.transform_input(left, self.loaded[t % 3], right, self.v_inside, self.scratch_in)
+                self.masks[:2] = self.masks[4:]
+            place = 2
+        count = min(self.width - first, winograd.POINTS) - place
+        inputs = self.inputs[place : place + count].reshape(count * self.height, -1)
+        pixels = self.columns(first + place, count)
+        if backward:
+            masks = self.masks[place : place + count].reshape(inputs.shape)
+            loaded = self.source.reload(pixels, inputs, masks)
+        else:
+            loaded = self.source.load(pixels, inputs)
+        if loaded is not inputs:
+            inputs[...] = loaded
+        self.inputs[place + count :] = 0
 
 
 class Strided(Kernel):
