@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 CONSTRAINTS ?= .ci/constraints.txt
 WORKERS ?= auto
+CUDA ?= cuda13
 
-.PHONY: train test lint clean
+.PHONY: train test gpu lint clean
 
 $(BIN)/.installed: pyproject.toml setup.py $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
@@ -17,6 +18,11 @@ train: $(BIN)/.installed
 
 test: $(BIN)/.installed
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests tinyres
+
+# On an NVIDIA GPU; CUDA=cuda12 for drivers older than 580. Goes on where it was stopped.
+gpu: $(BIN)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[$(CUDA)]"
+	$(BIN)/python -m tinyres_gpu.check
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff format --check .

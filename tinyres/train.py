@@ -185,7 +185,9 @@ class _Run:
         """Write config.json; say so if the run was computed another way up to now."""
         path = self.out / "config.json"
         if path.exists() and (changed := differences(Config.read(path), self.config, "how")):
-            print(f"going on another way than before, which may change the last bits: {changed}", file=sys.stderr)
+            print(
+                f"going on another way than before, which may change the last bits: {changed}", file=sys.stderr
+            )
         write_file(path, self.config.to_json().encode())
 
     def restore(self) -> tuple[int, dict[str, Array], Sums]:
