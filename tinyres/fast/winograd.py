@@ -22,9 +22,9 @@ and differences of columns they take half as many operations, and one to three t
 a pass through the cache, while BLAS keeps a strip of all six columns in registers.
 
 The points. Everyone takes 1 and 2. The rounding error of y is then 5 to 6 times that of the plain sum (float32,
-32 and 64 channels), most of it made in the products and carried into y3 by q^3 = 8. With 3/4 and 3/2 it is 3.5 to
-4 times, and 1.0 times instead of 1.4 for dg; only so the gradients of a whole network obey the factor-of-two
-rule. Along the width only: the 2-D form F(4x4, 3x3) would halve the products again and square the error's factor.
+32 and 64 channels), most of it made in the products and carried into y3 by q^3 = 8. With 3/4 and 3/2 it is 3.5
+to 4 times, and 1.0 times instead of 1.4 for dg; only so the gradients of a whole network obey the factor-of-two
+rule. Along the width only: the 2-D form F(4x4, 3x3) would halve the products again and square that factor.
 """
 
 from __future__ import annotations
