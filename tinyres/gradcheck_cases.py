@@ -20,6 +20,7 @@ from tinyres.backends import get_backend
 from tinyres.chain import Conv, Pass
 from tinyres.contract import Pair
 from tinyres.gradcheck import GradientReport, check_gradient
+from tinyres.hosted import hosted, hosted_pair
 from tinyres.merges import FIGURE_2
 from tinyres.networks import LAYERS_PER_UNIT, Network, backward, build_network, forward
 from tinyres.ops.bn import bn_forward
@@ -214,9 +215,12 @@ CELLS = list(product(FIGURE_4, LAYERS_PER_UNIT, FIGURE_2))
 """All 5 x 3 x 6 variants: (unit, block, shortcut)."""
 
 
-def check_pair(name: str, pick: Pick) -> tuple[Case, GradientReport]:
-    """Draw a case of one pair and check it; raises GradientError."""
-    pair, draw_case = PAIRS[name]
+def check_pair(name: str, pick: Pick, backend: str = "reference") -> tuple[Case, GradientReport]:
+    """Draw a case of one pair of a backend and check it; raises GradientError."""
+    textbook, draw_case = PAIRS[name]
+    host = hosted(get_backend(backend))
+    own = host.merges.get(name, getattr(host, name, None))
+    pair = own or hosted_pair(textbook, get_backend(backend))  # a gate, say, is no pair of a backend
     draw = Draw(pick)
     case = draw_case(draw)
     return case, check_gradient(*pair[:2], **case._asdict(), directions=1, seed=_seed(draw))
@@ -265,7 +269,9 @@ def draw_parameters(draw: Draw, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
     return params
 
 
-def check_unit(kind: str, block: str, shortcut: str, pick: Pick) -> tuple[Case, GradientReport]:
+def check_unit(
+    kind: str, block: str, shortcut: str, pick: Pick, backend: str = "reference"
+) -> tuple[Case, GradientReport]:
     """Draw a unit of one cell and its input, and check all its gradients; raises GradientError."""
     draw = Draw(pick)
     unit, c_in = draw_unit(draw, kind, block, shortcut)
@@ -277,10 +283,12 @@ def check_unit(kind: str, block: str, shortcut: str, pick: Pick) -> tuple[Case, 
     mask = draw.rng.random((n, unit.channels, -(-h // stride), -(-w // stride))) < 0.5
     x = away_from_kink(draw.array(n, c_in, h, w))
     masks = {unit.name: mask}
-    return _check(draw, unit_forward, unit_backward, unit, shapes, x, groups, masks, step=1e-4)
+    return _check(draw, unit_forward, unit_backward, unit, shapes, x, groups, masks, 1e-4, backend)
 
 
-def check_network(kind: str, block: str, shortcut: str, pick: Pick) -> tuple[Case, GradientReport]:
+def check_network(
+    kind: str, block: str, shortcut: str, pick: Pick, backend: str = "reference"
+) -> tuple[Case, GradientReport]:
     """Draw a network with two units a stage, for 8 x 8 images, and check all its gradients."""
     draw = Draw(pick)
     network = build_network(
@@ -297,7 +305,7 @@ def check_network(kind: str, block: str, shortcut: str, pick: Pick) -> tuple[Cas
     x = draw.array(2 * groups, 3, 8, 8)  # 2 x 2 pixels at the end
     masks = dropout_masks(network, x.shape, draw.pick(0, 99), 0, np)
     shapes = network.parameter_shapes
-    return _check(draw, forward, backward, network, shapes, x, groups, masks, step=NETWORK_STEP)
+    return _check(draw, forward, backward, network, shapes, x, groups, masks, NETWORK_STEP, backend)
 
 
 def _check(
@@ -310,9 +318,10 @@ def _check(
     groups: int,
     masks: Mapping[str, Array],
     step: float,
+    backend_name: str,
 ) -> tuple[Case, GradientReport]:
     """Check a unit or a network with respect to its parameters and its input."""
-    backend = get_backend("reference")
+    backend = hosted(get_backend(backend_name))
 
     def params_forward(params: Mapping[str, Array], x: Array) -> Any:
         return run_forward(Pass(backend, params, groups, masks=masks), thing, x)

@@ -9,11 +9,12 @@ from functools import partial
 import numpy as np
 from tqdm import tqdm
 
+from tinyres.backends import NAMES
 from tinyres.errors import CommandLine, UserError
 from tinyres.gradcheck import GradientError, GradientReport
 from tinyres.gradcheck_cases import CELLS, PAIRS, Case, Pick, check_network, check_pair, check_unit
 
-Check = Callable[[Pick], tuple[Case, GradientReport]]
+Check = Callable[..., tuple[Case, GradientReport]]
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,15 @@ def catalogue(examples: int) -> Iterator[tuple[str, Check, int]]:
         yield "network: " + ", ".join(cell), partial(check_network, *cell), max(1, examples // 50)
 
 
-def check_catalogue(examples: int = 100, *, seed: int = 0, only: str = "", quiet: bool = True) -> list[Row]:
-    """Check the whole catalogue on the reference backend, in float64.
+def check_catalogue(
+    examples: int = 100,
+    *,
+    seed: int = 0,
+    only: str = "",
+    backend: str = "reference",
+    quiet: bool = True,
+) -> list[Row]:
+    """Check the whole catalogue on one backend, in float64.
 
     Parameters
     ----------
@@ -77,6 +85,8 @@ def check_catalogue(examples: int = 100, *, seed: int = 0, only: str = "", quiet
         Decides the cases.
     only : str
         Check only names that contain this.
+    backend : str
+        Whose pairs are checked, a name of `tinyres.backends.NAMES`.
     quiet : bool
         Show no progress bar.
 
@@ -92,7 +102,7 @@ def check_catalogue(examples: int = 100, *, seed: int = 0, only: str = "", quiet
     """
     chosen = [entry for entry in catalogue(examples) if only in entry[0]]
     with tqdm(total=sum(count for _, _, count in chosen), unit="case", disable=quiet, leave=False) as bar:
-        return [_row(name, check, count, seed, bar) for name, check, count in chosen]
+        return [_row(name, partial(check, backend=backend), count, seed, bar) for name, check, count in chosen]
 
 
 def _row(name: str, check: Check, count: int, seed: int, bar: tqdm[None]) -> Row:
@@ -126,12 +136,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="decides the cases")
     parser.add_argument("--only", default="", metavar="TEXT", help="check only names that contain TEXT")
+    parser.add_argument("--backend", choices=NAMES, default="reference", help="(default: %(default)s)")
     parser.add_argument("--quiet", action="store_true", help="show no progress bar")
     arguments = parser.parse_args(argv)
     if arguments.examples < 1:
         raise UserError(f"--examples must be at least 1, not {arguments.examples}.")
 
-    rows = check_catalogue(arguments.examples, seed=arguments.seed, only=arguments.only, quiet=arguments.quiet)
+    rows = check_catalogue(
+        arguments.examples,
+        seed=arguments.seed,
+        only=arguments.only,
+        backend=arguments.backend,
+        quiet=arguments.quiet,
+    )
     if not rows:
         raise UserError(f"no name of the catalogue contains {arguments.only!r}.")
     print(HEADER)

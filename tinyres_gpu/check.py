@@ -1,0 +1,136 @@
+"""Is the CuPy backend right, and how fast is it, on the GPU at hand? ``make gpu`` runs this.
+
+    python -m tinyres_gpu.check                  what has no result yet
+    python -m tinyres_gpu.check --only step      phases whose names contain a text
+    python -m tinyres_gpu.check --again          everything anew
+    python -m tinyres_gpu.check --render         the table of docs/gpu.md, from all results; needs no GPU
+
+Every phase is a process of its own that has ten minutes. Its result is on the disk before the next one starts,
+so that a check that was stopped goes on where it was; what failed is tried again. Results lie in
+docs/results/gpu-<card>.json, with card, driver and versions; those of another version do not stand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from tinyres.errors import CommandLine, UserError, exit_with_one_sentence
+from tinyres.run_folder import write_file
+from tinyres_gpu.phases import CHECKOUT, ENVIRONMENT, FULL, PHASES, PhaseError, Skipped, machine
+from tinyres_gpu.results import load, render, table
+
+LIMIT = 600  # seconds of a phase
+
+
+def run_all(folder: Path, *, only: str = "", again: bool = False, limit: float = LIMIT) -> dict[str, Any]:
+    """Run the phases that have no good result and return all results of this card.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the results are kept.
+    only : str
+        Run phases whose names contain this.
+    again : bool
+        Run phases that have a result, too.
+    limit : float
+        Seconds that a phase may take.
+    """
+    here = machine()
+    path = folder / f"gpu-{'-'.join(here['card'].lower().split())}.json"
+    results = load(path)
+    if results.get("machine") != here:
+        results = {"machine": here, "phases": {}}
+    for name in PHASES:
+        if only not in name or ("result" in results["phases"].get(name, {}) and not again):
+            continue
+        print(f"{name} ...", end=" ", flush=True)
+        found = run_in_a_process(name, limit)
+        print(found.get("failed") or found.get("skipped") or f"{found['seconds']:.0f} s", flush=True)
+        results["phases"][name] = found
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(path, (json.dumps(results, indent=2) + "\n").encode())
+    return results
+
+
+def run_in_a_process(name: str, limit: float) -> dict[str, Any]:
+    """Run one phase in a process of its own and return what came out, or why nothing did."""
+    command = [sys.executable, "-m", "tinyres_gpu.check", "--phase", name]
+    begun = time.perf_counter()
+    process = subprocess.Popen(
+        command,
+        env=os.environ | ENVIRONMENT.get(name, {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # so that what it starts can be ended with it
+    )
+    found: dict[str, Any]
+    try:
+        out, err = process.communicate(timeout=limit)
+    except BaseException as error:  # the limit, or Ctrl-C
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
+        found = {"failed": f"not done within {limit:g} s"}
+    else:
+        if process.returncode == 0:
+            found = json.loads(out.splitlines()[-1])
+        else:
+            found = {"failed": " ".join(err.split())[-1000:] or f"exit code {process.returncode}"}
+    return {**found, "seconds": round(time.perf_counter() - begun, 1), "date": date.today().isoformat()}
+
+
+def run_here(name: str, size: Any = FULL) -> dict[str, Any]:
+    """Run one phase in this process."""
+    try:
+        return {"result": PHASES[name](size)}
+    except Skipped as reason:
+        return {"skipped": str(reason)}
+    except PhaseError as error:
+        return {"failed": str(error)}
+
+
+def failures(results: Mapping[str, Any]) -> list[str]:
+    """Return the names of the phases that found something wrong or did not end."""
+    return [name for name, found in results["phases"].items() if "failed" in found]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 1 if something is wrong."""
+    parser = CommandLine(prog="python -m tinyres_gpu.check", description=__doc__)
+    parser.add_argument("--only", default="", metavar="TEXT", help="run phases whose names contain TEXT")
+    parser.add_argument("--again", action="store_true", help="run also what has a result")
+    parser.add_argument("--render", action="store_true", help="write the table of docs/gpu.md and stop")
+    parser.add_argument("--phase", help="run this phase here and print its result as JSON")
+    flags = parser.parse_args(argv)
+    folder = CHECKOUT / "docs" / "results"
+    if flags.phase:
+        if flags.phase not in PHASES:
+            raise UserError(f"there is no phase {flags.phase!r}: choose one of {', '.join(PHASES)}.")
+        print(json.dumps(run_here(flags.phase)))
+        return 0
+    if not flags.render:
+        results = run_all(folder, only=flags.only, again=flags.again)
+        print(f"\n{table(results)}")
+    page = CHECKOUT / "docs" / "gpu.md"
+    if page.exists():
+        text = render(
+            page.read_text(encoding="utf-8"), [load(path) for path in sorted(folder.glob("gpu-*.json"))]
+        )
+        write_file(page, text.encode())
+    return 0 if flags.render else int(bool(failures(results)))
+
+
+if __name__ == "__main__":
+    exit_with_one_sentence(main)
