@@ -10,7 +10,9 @@ import numpy as np
 from tinyres import fast, ops
 from tinyres.contract import Backend
 from tinyres.errors import UserError
+from tinyres.fast.inference import FastInference
 from tinyres.fast.step import make_step
+from tinyres.networks import Inference
 from tinyres.step import ComposedStep
 
 NAMES = ("reference", "numpy", "cupy")
@@ -37,7 +39,14 @@ def get_backend(name: str) -> Backend:
     if name == "reference":
         return reference()
     if name == "numpy":
-        return Backend(name="numpy", xp=np, **ops.LAYERS | fast.LAYERS, merges=ops.MERGES, step=make_step)
+        return Backend(
+            name="numpy",
+            xp=np,
+            **ops.LAYERS | fast.LAYERS,
+            merges=ops.MERGES,
+            step=make_step,
+            inference=FastInference,
+        )
     if name == "cupy":
         gpu: Backend = importlib.import_module("tinyres_gpu").backend()
         return gpu
@@ -46,4 +55,6 @@ def get_backend(name: str) -> Backend:
 
 def reference() -> Backend:
     """Return the textbook: the pairs of `tinyres.ops` on NumPy arrays, composed."""
-    return Backend(name="reference", xp=np, **ops.LAYERS, merges=ops.MERGES, step=ComposedStep)
+    return Backend(
+        name="reference", xp=np, **ops.LAYERS, merges=ops.MERGES, step=ComposedStep, inference=Inference
+    )

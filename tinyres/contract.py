@@ -47,6 +47,8 @@ class Backend:
         How the shortcut's signal and F(x) meet (Fig. 2), by the names of `tinyres.merges`.
     step : callable
         What `make_step` calls, with the backend as its first argument.
+    inference : callable
+        What `make_inference` calls, likewise.
     """
 
     name: str
@@ -64,10 +66,15 @@ class Backend:
     softmax_cross_entropy: Pair
     merges: Mapping[str, Pair]
     step: Callable[..., Any]
+    inference: Callable[..., Any]
 
     def make_step(self, *arguments: Any, **options: Any) -> Any:
         """Return a training step of this backend; see `tinyres.step.ComposedStep` for the arguments."""
         return self.step(self, *arguments, **options)
+
+    def make_inference(self, *arguments: Any, **options: Any) -> Any:
+        """Return a network at test time; see `tinyres.networks.Inference` for the arguments."""
+        return self.inference(self, *arguments, **options)
 
     def to_host(self, x: Any) -> Any:
         """Copy an array into NumPy's memory, C-contiguous."""

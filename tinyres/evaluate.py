@@ -11,7 +11,7 @@ from tinyres.array import Array
 from tinyres.chain import Pass
 from tinyres.contract import Backend
 from tinyres.data import Dataset
-from tinyres.networks import Network, forward, inference
+from tinyres.networks import Network, forward
 from tinyres.recipes import Recipe
 
 
@@ -70,11 +70,35 @@ def evaluate(
     -------
     Evaluation
     """
+    infer = backend.make_inference(network, state, eps=eps)
+    return score(backend, infer, dataset, normalise, batch_size=batch_size)
+
+
+def score(
+    backend: Backend,
+    infer: Callable[[Array], Array],
+    dataset: Dataset,
+    normalise: Callable[[Array], Array],
+    *,
+    batch_size: int = 128,
+) -> Evaluation:
+    """Run what `Backend.make_inference` returned, or a training step's ``infer``, over a data set.
+
+    Parameters
+    ----------
+    backend, dataset, normalise, batch_size
+        As for `evaluate`.
+    infer : callable
+        Turns normalised images (N, 3, 32, 32) into logits (N, classes).
+
+    Returns
+    -------
+    Evaluation
+    """
     xp = backend.xp
-    run = Pass(backend, {name: xp.asarray(array) for name, array in state.items()}, eps=eps)
     total, scores = 0.0, []
     for images, labels in _slices(dataset, batch_size):
-        logits = inference(run, network, xp.asarray(normalise(images)))
+        logits = infer(xp.asarray(normalise(images)))
         loss_sum, _ = backend.softmax_cross_entropy.forward(logits, xp.asarray(labels))
         total += float(loss_sum)
         scores.append(backend.to_host(logits))

@@ -241,6 +241,30 @@ def inference(run: Pass, network: Network, x: Array) -> Array:
     return logits
 
 
+class Inference:
+    """A network at test time, composed of the backend's pairs: running statistics, no dropout.
+
+    Parameters
+    ----------
+    backend : Backend
+    network : Network
+    state : mapping of str to array
+        Parameters and running statistics: of NumPy, or of the backend.
+    eps : float
+        What batch norm adds to the variance.
+    """
+
+    def __init__(
+        self, backend: Backend, network: Network, state: Mapping[str, Array], *, eps: float = 1e-5
+    ) -> None:
+        self.network = network
+        self.run = Pass(backend, {name: backend.xp.asarray(array) for name, array in state.items()}, eps=eps)
+
+    def __call__(self, images: Array) -> Array:
+        """Return the logits (N, classes) of normalised images (N, 3, H, W), both of the backend's library."""
+        return inference(self.run, self.network, images)
+
+
 def build_network(
     depth: int,
     *,

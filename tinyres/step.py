@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike
 from tinyres.array import Array
 from tinyres.chain import Moments, Pass
 from tinyres.contract import Backend
-from tinyres.networks import Network, backward, forward
+from tinyres.networks import Network, backward, forward, inference
 from tinyres.optim import update
 from tinyres.randomness import Purpose, uniform, words
 from tinyres.recipes import Recipe
@@ -98,6 +98,10 @@ class ComposedStep:
         for name, gradient in gradients.items():
             velocity = self.buffers["optimizer.velocity." + name]
             update(name, self.buffers[name], velocity, gradient, rate, self.recipe)
+
+    def infer(self, images: Array) -> Array:
+        """Return the logits (N, classes) of normalised images (N, 3, H, W) at test time, as of now."""
+        return inference(Pass(self.backend, self.buffers, eps=self.recipe.eps), self.network, images)
 
     def state(self) -> dict[str, Array]:
         """Return a copy of the training state: NumPy arrays, C-contiguous."""

@@ -47,7 +47,7 @@ from tinyres.config import Config, differences
 from tinyres.contract import Backend
 from tinyres.data import Batches, Dataset, load_dataset
 from tinyres.errors import UserError
-from tinyres.evaluate import Evaluation, evaluate, recompute_statistics
+from tinyres.evaluate import Evaluation, evaluate, recompute_statistics, score
 from tinyres.init import initialise
 from tinyres.networks import Network
 from tinyres.pictures import draw_confusion, draw_mistakes
@@ -242,7 +242,7 @@ class _Run:
                 look = over or done % config.eval_every == 0
                 if look or done % row_every == 0:
                     epoch = round(done / batches.iterations_per_epoch, 4)
-                    found = self.evaluate(step.state()) if look else None
+                    found = self.evaluate(step) if look else None
                     tested = (found.loss, found.error) if found else (None, None)
                     append_row(self.out / "metrics.csv", [done, epoch, rate, mean_loss, mean_error, *tested])
                     clock = before + time.perf_counter() - begun
@@ -263,14 +263,17 @@ class _Run:
                 if interrupted and not over:
                     raise KeyboardInterrupt(f"saved after {done:,} iterations in {self.out}")
 
-    def evaluate(self, state: dict[str, Array]) -> Evaluation:
-        """Look at the test set."""
+    def evaluate(self, step: Any) -> Evaluation:
+        """Look at the test set, with the step's own processes."""
         recipe, size = self.config.recipe, self.config.batch_size
         common = self.backend, self.network
         normalise = self.batches.normalise
         if recipe.recompute_statistics:
-            state = recompute_statistics(*common, state, self.training, normalise, recipe, batch_size=size)
-        return evaluate(*common, state, self.test, normalise, batch_size=size, eps=recipe.eps)
+            state = recompute_statistics(
+                *common, step.state(), self.training, normalise, recipe, batch_size=size
+            )
+            return evaluate(*common, state, self.test, normalise, batch_size=size, eps=recipe.eps)
+        return score(self.backend, step.infer, self.test, normalise, batch_size=size)
 
     def draw(self) -> None:
         """Draw the curves so far."""

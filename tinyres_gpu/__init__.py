@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from tinyres import ops
 from tinyres.contract import Backend
+from tinyres.networks import Inference
 from tinyres.ops.bn_relu_conv import RECOMPUTING
 from tinyres_gpu.device import open_device
 from tinyres_gpu.step import GpuStep
@@ -26,4 +27,6 @@ def backend() -> Backend:
         If CuPy or a GPU is missing, or does not work.
     """
     layers = ops.LAYERS | {"bn_relu_conv": RECOMPUTING}
-    return Backend(name="cupy", xp=open_device(), **layers, merges=ops.MERGES, step=GpuStep)
+    return Backend(
+        name="cupy", xp=open_device(), **layers, merges=ops.MERGES, step=GpuStep, inference=Inference
+    )

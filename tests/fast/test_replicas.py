@@ -13,9 +13,9 @@ import pytest
 from tests.fast.test_step import make_batches, random_state
 from tinyres.backends import get_backend
 from tinyres.fast.replicas import Replicas, interrupts_deferred
-from tinyres.fast.step import how_many
+from tinyres.fast.step import how_many, share
 from tinyres.networks import build_network
-from tinyres.recipes import TORCH_PORT
+from tinyres.recipes import PAPER, TORCH_PORT
 
 NETWORK = build_network(8)
 ROOT = Path(__file__).parents[2]
@@ -34,6 +34,12 @@ def run(batches, replicas, steps=3):
     state = step.state()
     step.close()
     return results, state
+
+
+def started(count, work):
+    replicas = Replicas(count)
+    replicas.start(work)
+    return replicas
 
 
 def is_running(pid: int) -> bool:
@@ -100,10 +106,35 @@ def test_a_loaded_state_reaches_the_workers():
     second.close()
 
 
-def test_the_number_of_replicas_divides_the_groups():
-    assert how_many(4, 6) == 3
-    assert how_many(None, 1) == 1
-    assert how_many(None, 2) == min(2, len(os.sched_getaffinity(0)))
+def test_the_number_of_replicas_divides_the_groups_or_the_groups_divide_it():
+    assert how_many(4, 6 * 64, 6) == 3
+    assert how_many(8, 128, 2) == 8
+    assert how_many(16, 128, 2) == 8  # 16 images each
+    assert how_many(6, 128, 2) == 4  # 64 images are not three equal shares
+    assert how_many(None, 1, 1) == 1
+    assert how_many(None, 128, 2) >= min(2, len(os.sched_getaffinity(0)))
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 7, 9, 64, 100, 128, 192, 256])
+@pytest.mark.parametrize("replicas", [1, 2, 3, 4, 6, 8])
+def test_shares_cover_the_mini_batch_and_teams_agree(size, replicas):
+    groups = PAPER.groups(size)
+    shares = [share(size, groups, replicas, replica) for replica in range(replicas)]
+    covered = [place for images, _ in shares for place in range(size)[images]]
+    assert covered == list(range(size))
+    n = size // groups
+    for replica, (images, members) in enumerate(shares):
+        if images.start == images.stop:
+            continue
+        assert replica in members
+        if len(members) > 1:
+            own = [shares[member][0] for member in members]
+            assert own[0].start % n == 0
+            assert own[-1].stop == own[0].start + n
+            assert len({part.stop - part.start for part in own}) == 1
+            assert all(shares[member][1] == members for member in members)
+        else:
+            assert images.start % n == images.stop % n == 0
 
 
 def test_an_exception_in_a_worker_reaches_the_user_and_ends_the_workers():
@@ -114,21 +145,21 @@ def test_an_exception_in_a_worker_reaches_the_user_and_ends_the_workers():
             raise ValueError("the second replica stumbled")
         return os.getpid()
 
-    replicas = Replicas(2, work)
-    _, worker = replicas.run(0)
+    replicas = started(2, work)
+    _, worker = replicas.run([0, 0])
     with pytest.raises(RuntimeError, match=r"(?s)replica 1 failed.*stumbled"):
-        replicas.run(1)
+        replicas.run([1, 1])
     assert wait_until_gone(worker)
     with pytest.raises(RuntimeError, match="make a new one"):
-        replicas.run(2)
+        replicas.run([2, 2])
 
 
 def test_a_killed_worker_is_reported():
-    replicas = Replicas(2, lambda replica, t: os.getpid() if t == 0 or replica == 0 else time.sleep(60))
-    _, worker = replicas.run(0)
+    replicas = started(2, lambda replica, t: os.getpid() if t == 0 or replica == 0 else time.sleep(60))
+    _, worker = replicas.run([0, 0])
     replicas.work = lambda replica, t: os.kill(worker, signal.SIGKILL)
     with pytest.raises(RuntimeError, match="replica 1 is gone"):
-        replicas.run(1)
+        replicas.run([1, 1])
 
 
 def test_an_exception_in_the_parents_share_does_not_mix_up_answers():
@@ -139,16 +170,16 @@ def test_an_exception_in_the_parents_share_does_not_mix_up_answers():
             raise ValueError("the parent stumbled")
         return t
 
-    replicas = Replicas(2, work)
+    replicas = started(2, work)
     with pytest.raises(ValueError, match="the parent stumbled"):
-        replicas.run(1)
-    assert replicas.run(2) == [2, 2]
+        replicas.run([1, 1])
+    assert replicas.run([2, 2]) == [2, 2]
     replicas.close()
 
 
 def test_closing_ends_the_workers():
-    replicas = Replicas(3, lambda replica, t: os.getpid())
-    pids = replicas.run(0)
+    replicas = started(3, lambda replica, t: os.getpid())
+    pids = replicas.run([0] * 3)
     assert len(set(pids)) == 3
     replicas.close()
     assert not any(is_running(pid) for pid in pids[1:])
@@ -156,8 +187,8 @@ def test_closing_ends_the_workers():
 
 
 def test_a_forgotten_step_ends_its_workers():
-    replicas = Replicas(2, lambda replica, t: os.getpid())
-    _, worker = replicas.run(0)
+    replicas = started(2, lambda replica, t: os.getpid())
+    _, worker = replicas.run([0, 0])
     del replicas
     assert wait_until_gone(worker)
 
@@ -165,10 +196,11 @@ def test_a_forgotten_step_ends_its_workers():
 SCRIPT = """
 import os, sys, time
 from tinyres.fast.replicas import Replicas
-replicas = Replicas(2, lambda replica, t: (time.sleep(0.05), os.getpid())[1])
-print(replicas.run(0)[1], flush=True)
+replicas = Replicas(2)
+replicas.start(lambda replica, t: (time.sleep(0.05), os.getpid())[1])
+print(replicas.run([0, 0])[1], flush=True)
 while True:
-    replicas.run(1)
+    replicas.run([1, 1])
 """
 
 
@@ -196,3 +228,46 @@ def test_ctrl_c_waits_for_the_end_of_a_step():
         step()
     assert done
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_four_replicas_of_half_a_group_each_agree_with_one_process():
+    """In float64 up to rounding: their sums are added up in another order."""
+    batches = make_batches(128, (16, 16), np.float64)
+    steps = [make_step(batches, replicas, np.float64) for replicas in (1, 4, 4)]
+    assert [step.replicas for step in steps] == [1, 4, 4]
+    for t in range(2):
+        one, four, again = (step(t) for step in steps)
+        assert four == again
+        assert four[0] == pytest.approx(one[0], rel=1e-10)
+        assert four[1] == one[1]
+    one, four, again = (step.state() for step in steps)
+    for name, value in one.items():
+        assert np.abs(four[name] - value).max() <= 1e-9 * max(np.abs(value).max(), 1e-3), name
+        np.testing.assert_array_equal(four[name], again[name])
+    for step in steps:
+        step.close()
+
+
+def test_a_failure_in_the_middle_of_a_shared_group_ends_everybody():
+    batches = make_batches(128, (16, 16), np.float32)
+    for culprit in (0, 3):
+        step = make_step(batches, 4)
+        step(0)
+        workers = [worker.pid for worker, _ in step._processes.workers]
+
+        def stumble(self, *arguments):
+            raise ValueError("stumbled over a convolution")
+
+        if culprit == 0:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("tinyres.fast.layers.ConvLayer.backward", stumble)
+                with pytest.raises(ValueError, match="stumbled"):
+                    step(1)
+            loss, _ = step(2)  # nobody is stuck in the step that was given up
+            assert np.isfinite(loss)
+            step.close()
+        else:
+            os.kill(workers[culprit - 1], signal.SIGKILL)
+            with pytest.raises(RuntimeError, match=r"replica 3 is gone \(exit code -9\)"):
+                step(1)
+        assert not any(is_running(pid) for pid in workers)

@@ -145,7 +145,7 @@ def test_a_plan_is_kept_for_each_size_of_mini_batch():
     )
     for t in range(4):
         step(t)
-    assert {shape[0] for shape in step.plans} == {3, 4}
+    assert {shape[0] for shape, _ in step.plans} == {3, 4}
 
 
 def test_the_same_bits_from_run_to_run():

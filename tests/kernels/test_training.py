@@ -8,7 +8,7 @@ from tests.kernels.tools import EMULATED, SCHEDULES, assert_within_factor_two, r
 from tinyres.backends import get_backend
 from tinyres.contract import Backend
 from tinyres.init import initialise
-from tinyres.networks import build_network
+from tinyres.networks import Inference, build_network
 from tinyres.optim import update
 from tinyres.recipes import PAPER, TORCH_PORT
 from tinyres_gpu.kernels import layers, merges
@@ -22,7 +22,14 @@ class EmulatedStep(KernelStep):
     device = EMULATED
 
 
-BACKEND = Backend(name="emulated", xp=np, **layers(EMULATED), merges=merges(EMULATED), step=EmulatedStep)
+BACKEND = Backend(
+    name="emulated",
+    xp=np,
+    **layers(EMULATED),
+    merges=merges(EMULATED),
+    step=EmulatedStep,
+    inference=Inference,
+)
 
 
 @pytest.mark.parametrize("recipe", [PAPER, TORCH_PORT], ids=lambda recipe: recipe.name)

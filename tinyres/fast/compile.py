@@ -17,11 +17,14 @@ says what is missing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
+from tinyres.array import Array
 from tinyres.chain import BatchNorm, Conv, Layer, ReLU, Subsample
 from tinyres.fast.kernels import ConvShape, Kernel, Pointwise, Strided, Winograd
 from tinyres.fast.layers import ConvLayer, Head, SubsampleLayer
+from tinyres.fast.meeting import ALONE, Team
 from tinyres.fast.memory import Space, empty
 from tinyres.fast.signals import (
     Activation,
@@ -45,7 +48,14 @@ class PlanError(Exception):
 
 
 def compile_network(
-    network: Network, n: int, height: int, width: int, space: Space
+    network: Network,
+    n: int,
+    height: int,
+    width: int,
+    space: Space,
+    *,
+    training: bool = True,
+    team: Team = ALONE,
 ) -> tuple[Patches, list[ConvLayer | SubsampleLayer], Head]:
     """Return the layers that compute a network, in order.
 
@@ -53,11 +63,16 @@ def compile_network(
     ----------
     network : Network
     n : int
-        Images in a group.
+        Images: of a group, or a replica's share of one.
     height, width : int
         Of the images, in pixels.
     space : Space
         Where scratch arrays and gradients lie; gives the dtype.
+    training : bool
+        Whether there will be a backward pass. If not, batch norm takes the running statistics, and features
+        share memory: `_Compiler.memory`.
+    team : Team
+        The replicas that share the group.
 
     Returns
     -------
@@ -72,7 +87,7 @@ def compile_network(
         If plans do not know this network or this size.
     """
     check(network, height, width)
-    compiler = _Compiler(n, space)
+    compiler = _Compiler(n, space, training, team)
     patches = Patches(width, height, n, space)
     conv1, *rest = network.stem
     assert isinstance(conv1, Conv)
@@ -107,10 +122,11 @@ def check(network: Network, height: int, width: int) -> None:
 class _Compiler:
     """The layers so far, and how one more is added."""
 
-    def __init__(self, n: int, space: Space) -> None:
-        self.n, self.space = n, space
+    def __init__(self, n: int, space: Space, training: bool, team: Team) -> None:
+        self.n, self.space, self.training, self.team = n, space, training, team
         self.layers: list[ConvLayer | SubsampleLayer] = []
         self.kernels: dict[tuple[int, ConvShape], Kernel] = {}
+        self.made: Counter[tuple[str, tuple[int, ...]]] = Counter()
 
     def preactivation_unit(self, unit: ResidualUnit, x: Feature) -> Feature:
         """Add a unit x' = s + F(x)."""
@@ -207,7 +223,7 @@ class _Compiler:
         width, height, c_in = source.shape[:3]
         kernel = self.kernel(conv, c_in, width, height)
         shape = (width // conv.stride, height // conv.stride, conv.c_out, self.n)
-        output = Feature(empty(shape, self.space.dtype), self.space)
+        output = Feature(self.memory("feature", shape), self.space, measured=self.training)
         self.layers.append(ConvLayer(conv.name + ".weight", kernel, source, output))
         return output
 
@@ -225,13 +241,24 @@ class _Compiler:
         """Return the batch norm that a chain begins with, over a feature."""
         bn = next(iter(chain))
         assert isinstance(bn, BatchNorm)
-        return Norm(bn.name, x, self.space, may_fold)
+        return Norm(bn.name, x, self.space, may_fold, self.team)
 
     def kept_activation(self, norms: list[Norm], buffer: str) -> Activation:
         """Return an activation that keeps its value."""
         x = norms[0].x
-        kept = Tensor(empty(x.shape, self.space.dtype))
+        kept = Tensor(self.memory("kept", x.shape))
         return Activation(norms, self.buffer(buffer, x), self.space, kept)
+
+    def memory(self, kind: str, shape: tuple[int, ...]) -> Array:
+        """Return where a signal of the forward pass lies.
+
+        The backward pass reads every one again. Without it, a unit needs no more of a kind and shape than three
+        at a time: what it reads, its shortcut or inner signal, and what it writes.
+        """
+        if self.training:
+            return empty(shape, self.space.dtype)
+        self.made[kind, shape] += 1
+        return self.space(f"{kind} {self.made[kind, shape] % 3}", shape)
 
     def buffer(self, name: str, like: Tensor) -> Tensor:
         """Return the gradient buffer of this name for tensors of this shape."""

@@ -7,7 +7,8 @@ one group each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import DTypeLike
 from tinyres.array import Array
 from tinyres.chain import Gradients, Moments
 from tinyres.fast.compile import compile_network
+from tinyres.fast.meeting import ALONE, Team
 from tinyres.fast.memory import Space
 from tinyres.networks import Network
 from tinyres.ops import LAYERS
@@ -23,6 +25,16 @@ from tinyres.ops import LAYERS
 BUFFER_SIZE = 256
 """Elements of a ufunc's buffer. With NumPy's default, 8192, ufuncs over short rows copy their operands first:
 0.23 ns an element against 0.16."""
+
+
+@contextmanager
+def small_buffers() -> Iterator[None]:
+    """Let ufuncs have buffers of `BUFFER_SIZE`."""
+    before = np.setbufsize(BUFFER_SIZE)
+    try:
+        yield
+    finally:
+        np.setbufsize(before)
 
 
 class Plan:
@@ -37,6 +49,10 @@ class Plan:
         Of the images, in pixels.
     dtype : dtype
         float32 or float64.
+    training : bool
+        Whether it is for `run`; else for `infer`, and needs a fraction of the memory.
+    team : Team
+        The replicas that share the group, each with as many images.
 
     Raises
     ------
@@ -44,9 +60,21 @@ class Plan:
         If the network or the size of the images is not among what plans know.
     """
 
-    def __init__(self, network: Network, n: int, height: int, width: int, dtype: DTypeLike) -> None:
+    def __init__(
+        self,
+        network: Network,
+        n: int,
+        height: int,
+        width: int,
+        dtype: DTypeLike,
+        *,
+        training: bool = True,
+        team: Team = ALONE,
+    ) -> None:
         self.space = Space(dtype)
-        self.patches, self.layers, self.head = compile_network(network, n, height, width, self.space)
+        self.patches, self.layers, self.head = compile_network(
+            network, n, height, width, self.space, training=training, team=team
+        )
 
     def run(
         self, params: Mapping[str, Array], images: Array, labels: Array, share: float, eps: float
@@ -70,15 +98,20 @@ class Plan:
         gradients : dict of str to array
         moments : dict of str to Moments
         """
-        buffer_size = np.setbufsize(BUFFER_SIZE)
-        try:
+        with small_buffers():
             logits, moments = self._forward(params, images, eps)
             loss, cache = LAYERS["softmax_cross_entropy"].forward(logits, labels)
             dlogits = LAYERS["softmax_cross_entropy"].backward(share, cache)
             gradients = self._backward(params, dlogits)
-        finally:
-            np.setbufsize(buffer_size)
         return float(loss), int((logits.argmax(axis=1) != labels).sum()), gradients, moments
+
+    def infer(self, params: Mapping[str, Array], images: Array, eps: float) -> Array:
+        """Return the logits (n, classes) of images (n, 3, H, W) at test time.
+
+        Parameters are those of `run`; `params` holds the running statistics, too.
+        """
+        with small_buffers():
+            return self._forward(params, images, eps)[0]
 
     def _forward(
         self, params: Mapping[str, Array], images: Array, eps: float

@@ -4,7 +4,7 @@ Python threads do not scale here (tiles of a tenth of a millisecond hand the int
 time), processes do. The workers are forked, so they have the network and the data set without a copy; numbers
 travel through anonymous shared mappings made before the fork, which nothing can leave behind, and a pipe to
 each worker carries the iteration to run and, back, a few numbers or the text of an exception. That is two
-messages a step.
+messages a step. Where several replicas share a group of batch norm, they meet on a board besides: meeting.py.
 
 A forked worker holds a copy of every pipe's other end, so it never sees end-of-file when the parent dies: while
 it waits it looks every second at whether its parent is still the same. It ignores Ctrl-C, which a terminal
@@ -20,7 +20,7 @@ import threading
 import traceback
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -28,20 +28,20 @@ from typing import Any
 
 from threadpoolctl import ThreadpoolController
 
+from tinyres.fast.meeting import Abandoned
+
 CAN_FORK = "fork" in multiprocessing.get_all_start_methods()
 HEARTBEAT = 1.0  # seconds between looks at whether the other side is alive
 PATIENCE = 5.0  # seconds a worker has to leave before it is killed
 
 
 class Replicas:
-    """R processes that run the same function of (replica, t); the caller's own is replica 0.
+    """R processes that run the same function of (replica, request); the caller's own is replica 0.
 
     Parameters
     ----------
     count : int
-        R, at least 1; R - 1 workers are forked at once.
-    work : callable
-        ``work(replica, t)``; what it returns in a worker is pickled and should be small.
+        R, at least 1.
 
     Raises
     ------
@@ -49,15 +49,27 @@ class Replicas:
         From `run`, with the text of the exception, if a worker failed; all workers are gone then.
     """
 
-    def __init__(self, count: int, work: Callable[[int, int], Any]) -> None:
-        self.count, self.work = count, work
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.parent = os.getpid()
         self.blas = ThreadpoolController()
         self.ticket = 0
         self.workers: list[tuple[BaseProcess, Connection]] = []
-        for replica in range(1, count):
+        self._finalizer = weakref.finalize(self, _dismiss, self.workers)
+
+    def start(self, work: Callable[[int, Any], Any]) -> None:
+        """Fork R - 1 workers; what they inherit is what there is now.
+
+        Parameters
+        ----------
+        work : callable
+            ``work(replica, request)``; both what a worker is asked for and what it returns are pickled.
+        """
+        self.work = work
+        for replica in range(1, self.count):
             context = multiprocessing.get_context("fork")  # by name: Python 3.14's default is another
             here, there = context.Pipe()
-            arguments = (replica, work, there, os.getpid(), self.blas)
+            arguments = (replica, work, there, self.parent, self.blas)
             worker = context.Process(target=_serve, args=arguments, name=f"replica {replica}", daemon=True)
             with warnings.catch_warnings():
                 # Python 3.12 warns of threads; BLAS's own, the only ones here, survive a fork.
@@ -65,18 +77,26 @@ class Replicas:
                 worker.start()
             there.close()
             self.workers.append((worker, here))
-        self._finalizer = weakref.finalize(self, _dismiss, self.workers)
 
-    def run(self, t: int) -> list[Any]:
-        """Let every replica run iteration t and return what they returned, in order."""
+    def watch(self) -> None:
+        """Raise `Abandoned` if a process is gone that this one may be waiting for."""
+        gone = self._gone() if os.getpid() == self.parent else os.getppid() != self.parent
+        if gone:
+            raise Abandoned
+
+    def run(self, requests: Sequence[Any]) -> list[Any]:
+        """Let every replica answer its request; return the answers, in order."""
         if self.count > 1 and not self.workers:
             raise RuntimeError("this step was closed, or a replica of it failed: make a new one.")
         self.ticket += 1
-        for _, connection in self.workers:
+        for (_, connection), request in zip(self.workers, requests[1:], strict=True):
             with suppress(ConnectionError):  # a worker that is gone is reported below
-                connection.send((self.ticket, t))
-        with self.blas.limit(limits=1, user_api="blas"):  # products of tiles are too small to share
-            results = [self.work(0, t)]
+                connection.send((self.ticket, request))
+        try:
+            with self.blas.limit(limits=1, user_api="blas"):  # products of tiles are too small to share
+                results = [self.work(0, requests[0])]
+        except Abandoned:  # by a worker, whose answer says why
+            results = []
         return results + [self._answer(replica) for replica in range(1, self.count)]
 
     def close(self) -> None:
@@ -85,26 +105,36 @@ class Replicas:
 
     def _answer(self, replica: int) -> Any:
         """Return a worker's answer to the present ticket; what is left of an interrupted step is dropped."""
-        worker, connection = self.workers[replica - 1]
+        _, connection = self.workers[replica - 1]
+        gone = ""
         try:
-            while worker.is_alive() or connection.poll():
+            while not gone:
                 if connection.poll(HEARTBEAT):
                     ticket, result, failure = connection.recv()
+                    if ticket != self.ticket:
+                        continue
                     if failure:
                         self.close()
                         raise RuntimeError(f"replica {replica} failed:\n{failure}")
-                    if ticket == self.ticket:
-                        return result
+                    return result
+                gone = self._gone()
         except (EOFError, ConnectionError):
-            worker.join(PATIENCE)
-        code = worker.exitcode
+            self.workers[replica - 1][0].join(PATIENCE)
+            gone = self._gone() or f"replica {replica} does not answer."
         self.close()
-        raise RuntimeError(f"replica {replica} is gone (exit code {code}).")
+        raise RuntimeError(gone)
+
+    def _gone(self) -> str:
+        """Say which worker is gone; an empty string if none is."""
+        for replica, (worker, _) in enumerate(self.workers, 1):
+            if not worker.is_alive():
+                return f"replica {replica} is gone (exit code {worker.exitcode})."
+        return ""
 
 
 def _serve(
     replica: int,
-    work: Callable[[int, int], Any],
+    work: Callable[[int, Any], Any],
     connection: Connection,
     parent: int,
     blas: ThreadpoolController,
@@ -117,11 +147,13 @@ def _serve(
             while not connection.poll(HEARTBEAT):
                 if os.getppid() != parent:
                     return
-            ticket, t = connection.recv()
-            if t is None:
+            ticket, request = connection.recv()
+            if request is None:
                 return
             try:
-                answer = ticket, work(replica, t), ""
+                answer = ticket, work(replica, request), ""
+            except Abandoned:  # whoever failed says why
+                answer = ticket, None, ""
             except BaseException:
                 answer = ticket, None, traceback.format_exc()
             connection.send(answer)

@@ -28,6 +28,7 @@ import numpy as np
 
 from tinyres.array import Array
 from tinyres.chain import Gradients, Moments
+from tinyres.fast.meeting import ALONE, Team
 from tinyres.fast.memory import Space, empty
 
 SMALLEST_FOLDABLE = 1e-3  # of |gamma| / |beta|: below, tau would cost digits
@@ -46,9 +47,10 @@ class Tensor:
 class Feature(Tensor):
     """The output x of a convolution, the moments of its values, and how its gradient is found.
 
-    The moments are centred: each tile gives for every channel and image the mean and the sum of squares about
-    it of its column of numbers, and Chan's formula merges them in float64. E[x^2] - E[x]^2 would lose digits
-    wherever a mean is large; the pass more costs less than 1 % of a step.
+    The moments are centred: sums of x - p and of its square, within a tile in float32, over tiles in float64,
+    where the pilot p of a channel is its mean over the first tile. E[x^2] - E[x]^2 would lose digits wherever a
+    mean is large. Here var = E[(x - p)^2] - E[x - p]^2 loses none that matter: the tile is one of T equal
+    parts, so that (p - mean)^2 / T is at most the variance, and what is subtracted at most T variances.
 
     Attributes
     ----------
@@ -61,48 +63,57 @@ class Feature(Tensor):
     joins : bool
         Whether an identity shortcut reads it as it is, so that `trunk` already holds the gradient of x_{l+1}
         and its own is added: Eq. (5).
+    measured : bool
+        Whether its moments are taken; at test time nobody wants them.
     """
 
-    def __init__(self, values: Array, space: Space) -> None:
+    def __init__(self, values: Array, space: Space, *, measured: bool = True) -> None:
         super().__init__(values)
-        self.space = space
+        self.space, self.measured = space, measured
         self.norm: Norm | None = None
         self.residual: Tensor | None = None
         self.trunk: Tensor | None = None
         self.joins = False
-        self.means: list[Array] = []
-        self.squares: list[Array] = []
-        self.height = 1
+        _, _, channels, n = values.shape
+        self.pilot = np.zeros(channels * n, values.dtype)
+        self.sums = np.zeros((2, channels * n))  # of x - p and of its square
+        self.begun = False
 
     def start(self) -> None:
         """Begin a forward pass."""
-        self.means, self.squares = [], []
+        self.begun = False
 
     def complete(self, tile: slice) -> None:
         """Take a tile that has been written: add the shortcut, measure."""
         x = self.rows[tile]
         if self.residual is not None:
             np.add(x, self.residual.rows[tile], out=x)
-        if self.norm is None:
+        if self.norm is None or not self.measured:
             return
-        self.height = len(x)
-        ones = self.norm.ones(self.height)
-        mean = np.matmul(ones, x) / self.height
+        ones = self.norm.ones(len(x))
+        if not self.begun:
+            self.begun = True
+            self.sums[...] = 0
+            mean = self.over_images(np.matmul(ones, x)).mean(axis=1) / len(x)
+            self.over_images(self.pilot)[...] = mean[:, None]
         deviation = self.space("elementwise", x.shape)
-        np.subtract(x, mean, out=deviation)
+        np.subtract(x, self.pilot, out=deviation)
+        self.sums[0] += np.matmul(ones, deviation)
         np.multiply(deviation, deviation, out=deviation)
-        self.means.append(mean)
-        self.squares.append(np.matmul(ones, deviation))
+        self.sums[1] += np.matmul(ones, deviation)
 
     def moments(self) -> Moments:
-        """Merge the tiles' moments by Chan's formula: (1, C) in float64."""
-        width, height, channels, n = self.shape
-        means = np.array(self.means, np.float64).reshape(-1, channels, n)
-        squares = np.array(self.squares, np.float64).reshape(-1, channels, n)
-        mean = means.mean(axis=(0, 2))
-        scatter = squares.sum(axis=(0, 2)) + self.height * np.square(means - mean[:, None]).sum(axis=(0, 2))
+        """Return mean and variance of what the tiles held: (1, C) in float64."""
+        width, height, _, n = self.shape
         count = width * height * n
-        return Moments(mean[None], scatter[None] / count, count)
+        mean, square = (self.over_images(sums).sum(axis=1) / count for sums in self.sums)
+        pilot = self.over_images(self.pilot)[:, 0]
+        return Moments((pilot + mean)[None], (square - mean * mean)[None], count)
+
+    def over_images(self, row: Array) -> Array:
+        """View a row vector (C n) as (C, n)."""
+        _, _, channels, n = self.shape
+        return row.reshape(channels, n)
 
     def load_gradient(self, tile: slice) -> Array:
         """Return a tile of the loss's gradient at x, (rows, C n)."""
@@ -130,10 +141,12 @@ class Norm:
     x : Feature
     may_fold : bool
         Whether only convolutions read the ReLU behind it.
+    team : Team
+        The replicas that share the group of images.
     """
 
-    def __init__(self, name: str, x: Feature, space: Space, may_fold: bool) -> None:
-        self.name, self.x, self.may_fold, self.space = name, x, may_fold, space
+    def __init__(self, name: str, x: Feature, space: Space, may_fold: bool, team: Team = ALONE) -> None:
+        self.name, self.x, self.may_fold, self.space, self.team = name, x, may_fold, space, team
         x.norm = self
         self.gradient: Tensor | None = None  # z, at the output of batch norm; the activation's
         _, _, self.channels, self.n = x.shape
@@ -150,9 +163,9 @@ class Norm:
         return ones
 
     def prepare(self, params: Mapping[str, Array], eps: float) -> Moments:
-        """Turn x's moments and the parameters into vectors; return the moments."""
-        moments = self.x.moments()
-        self.mean, var = moments.mean[0], moments.var[0]
+        """Turn parameters and moments (x's; at test time, running ones) into vectors; return the moments."""
+        moments = self.team.merge(self.x.moments()) if self.x.measured else self.running_moments(params)
+        self.mean, var, self.values = moments.mean[0], moments.var[0], moments.values
         gamma, beta = (params[self.name + suffix].astype(np.float64) for suffix in (".weight", ".bias"))
         self.rstd = 1 / np.sqrt(var + eps)
         self.s = s = gamma * self.rstd
@@ -168,6 +181,11 @@ class Norm:
         self.sum_z, self.sum_zx = np.zeros((2, self.channels * self.n))
         self.sum_zu = np.zeros(self.channels)
         return moments
+
+    def running_moments(self, params: Mapping[str, Array]) -> Moments:
+        """Return what training has left of all mini-batches' moments: (1, C) in float64."""
+        mean, var = (params[f"{self.name}.running_{what}"].astype(np.float64) for what in ("mean", "var"))
+        return Moments(mean[None], var[None], 0)
 
     def spread(self, values: Array, row: Array) -> None:
         """Write (C,) values into a row vector (C n)."""
@@ -217,19 +235,16 @@ class Norm:
         self.sum_zu += sum_za
 
     def differentiate(self) -> Gradients:
-        """Turn the sums into the affine map of BN's backward; return dgamma and dbeta by name."""
+        """Turn the sums into the affine map of BN's backward; return this share of dgamma and dbeta by name."""
         sum_z, sum_zx = (s.reshape(self.channels, self.n).sum(axis=1) for s in (self.sum_z, self.sum_zx))
         if self.folded:
             sum_zx = self.sum_zu + self.offset * sum_z
-        sum_z, sum_zx = sum_z / self.factor, sum_zx / self.factor
-        dbeta = sum_z
-        dgamma = sum_zx * self.rstd  # the sum of z x^
-        width, height, _, n = self.x.shape
-        values = width * height * n
-        b = -self.s * self.rstd * dgamma / values
+        dbeta, dgamma = sum_z / self.factor, sum_zx / self.factor * self.rstd  # the sums of z and of z x^
+        along_constant, along_normalised = self.team.sum(np.array([dbeta, dgamma])) / self.values
+        b = -self.s * self.rstd * along_normalised
         self.spread(self.s / self.factor, self.a)
         self.spread(b, self.b)
-        self.spread(-self.s * dbeta / values - b * self.mean, self.d)
+        self.spread(-self.s * along_constant - b * self.mean, self.d)
         gradients = {self.name + ".weight": dgamma, self.name + ".bias": dbeta}
         return {name: gradient.astype(self.space.dtype) for name, gradient in gradients.items()}
 

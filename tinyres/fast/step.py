@@ -1,9 +1,10 @@
 """The training step of the `numpy` backend: plans, replicas, and the update.
 
-The mini-batch is cut into its groups of batch norm, the groups into contiguous shares, one a replica. Each
-replica draws the images of its share itself, since mini-batch t is a pure function of t, runs its groups one
-after the other and leaves the sum of their gradients in shared memory. The parent adds the replicas' gradients
-in order and updates the parameters, which lie in shared memory as well.
+The mini-batch is cut into contiguous shares, one a replica: some groups of batch norm each or, with more cores
+than groups, a part of one, whose batch norms then meet the others' (meeting.py). Each replica draws the images
+of its share itself, since mini-batch t is a pure function of t, runs its groups one after the other and leaves
+the sum of their gradients in shared memory. The parent adds the replicas' gradients in order and updates the
+parameters, which lie in shared memory as well.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from tinyres.array import Array
 from tinyres.chain import Moments
 from tinyres.contract import Backend
 from tinyres.fast.compile import PlanError, check
+from tinyres.fast.inference import PlannedInference
+from tinyres.fast.meeting import Board, Team
 from tinyres.fast.memory import empty
 from tinyres.fast.plan import Plan
 from tinyres.fast.replicas import CAN_FORK, Replicas, interrupts_deferred
@@ -29,6 +32,9 @@ from tinyres.optim import update
 from tinyres.recipes import Recipe
 from tinyres.schedule import learning_rate
 from tinyres.step import ComposedStep, MiniBatches, update_running_statistics
+
+SMALLEST_SHARE = 16
+"""Images of a group that a replica takes, at least: with fewer, products are too thin to be fast."""
 
 
 class FastStep:
@@ -40,7 +46,7 @@ class FastStep:
         As of `tinyres.step.ComposedStep`. Where `batches` takes a slice as its second argument, as
         `tinyres.data.Batches` does, each replica draws no more than its own images.
     replicas : int, optional
-        How many processes share the groups; by default as many as there are cores, at most as many as groups.
+        How many processes share the mini-batch, at most; by default as many as there are cores.
 
     Attributes
     ----------
@@ -49,7 +55,7 @@ class FastStep:
     why : str
         Empty.
     replicas : int
-        How many processes there are, this one included: a divisor of the number of groups.
+        How many processes there are, this one included: see `how_many`.
     """
 
     kind = "planned"
@@ -71,22 +77,27 @@ class FastStep:
     ) -> None:
         self.network, self.recipe, self.batches, self.iterations = network, recipe, batches, iterations
         self.dtype = np.dtype(dtype)
-        self.plans: dict[tuple[int, ...], Plan] = {}
+        self.plans: dict[tuple[Any, ...], Plan] = {}
         self.draws_shares = "share" in inspect.signature(batches).parameters
 
-        self.replicas = how_many(replicas, recipe.groups(self._size(0)))
+        size = self._size(0)
+        self.replicas = how_many(replicas, size, recipe.groups(size))
         shared = self.replicas > 1
         shapes = {name: value.shape for name, value in state.items()}
         self.buffers = _arrays(shapes, self.dtype, shared)
         self.load(state)
         self.gradients = [_arrays(network.parameter_shapes, self.dtype, shared) for _ in range(self.replicas)]
-        self._processes = Replicas(self.replicas, self._run_share)
+        self.inference = PlannedInference(network, recipe.eps)
+        self._processes = Replicas(self.replicas)
+        widest = max(row.channels for row in network.rows())
+        self.board = Board(self.replicas, widest, self._processes.watch) if shared else None
+        self._processes.start(self._answer)
 
     def __call__(self, t: int) -> tuple[float, int]:
         """Run iteration t and return the mini-batch's summed loss and its number of errors."""
         recipe = self.recipe
         with interrupts_deferred():
-            results = self._processes.run(t)
+            results = self._processes.run([t] * self.replicas)
             rate = learning_rate(recipe, t, self.iterations)
             for name, gradient in self.gradients[0].items():
                 for others in self.gradients[1:]:
@@ -97,6 +108,11 @@ class FastStep:
             for name, batch in moments.items():
                 update_running_statistics(self.buffers, name, batch, recipe.running_momentum)
         return sum(loss for loss, _, _ in results), sum(errors for _, errors, _ in results)
+
+    def infer(self, images: Array) -> Array:
+        """Return the logits (N, classes) of normalised images (N, 3, H, W) at test time, as of now."""
+        with interrupts_deferred():
+            return np.concatenate(self._processes.run(np.array_split(images, self.replicas)))
 
     def state(self) -> dict[str, Array]:
         """Return a copy of the training state: NumPy arrays, C-contiguous."""
@@ -111,6 +127,12 @@ class FastStep:
         """End the worker processes."""
         self._processes.close()
 
+    def _answer(self, replica: int, request: int | Array) -> Any:
+        """Run a replica's share of iteration t, or compute the logits of its images."""
+        if isinstance(request, int):
+            return self._run_share(replica, request)
+        return self.inference(self.buffers, request)
+
     def _run_share(self, replica: int, t: int) -> tuple[float, int, dict[str, Moments]]:
         """Run a replica's groups; leave the gradients' sum in shared memory.
 
@@ -123,34 +145,44 @@ class FastStep:
         """
         total = self._size(t)
         groups = self.recipe.groups(total)
-        # rounded up: where a short mini-batch has fewer groups than there are replicas, the first get them
-        first, last = (-(-groups * r // self.replicas) for r in (replica, replica + 1))
-        size = total // groups
+        images_of, members = share(total, groups, self.replicas, replica)
         gradients = self.gradients[replica]
         for gradient in gradients.values():
             gradient[...] = 0
         loss, errors = 0.0, 0
         moments: dict[str, Moments] = {}
-        if first < last:
-            images, labels = self._draw(t, slice(first * size, last * size))
-        for group in range(last - first):
-            own = slice(group * size, (group + 1) * size)
-            group_loss, group_errors, group_gradients, group_moments = self.plan(images[own].shape).run(
-                self.buffers, images[own], labels[own], 1 / total, self.recipe.eps
-            )
-            loss, errors = loss + group_loss, errors + group_errors
-            for name, gradient in group_gradients.items():
-                gradients[name] += gradient
-            if replica == group == 0:
-                moments = group_moments
+        if self.board:
+            self.board.begin()
+        try:
+            count = images_of.stop - images_of.start
+            if count:
+                images, labels = self._draw(t, images_of)
+            n = total // groups // len(members)  # of each group
+            for start in range(0, count, n):
+                own = slice(start, start + n)
+                plan = self.plan(images[own].shape, members, replica)
+                group_loss, group_errors, group_gradients, group_moments = plan.run(
+                    self.buffers, images[own], labels[own], 1 / total, self.recipe.eps
+                )
+                loss, errors = loss + group_loss, errors + group_errors
+                for name, gradient in group_gradients.items():
+                    gradients[name] += gradient
+                if replica == start == 0:
+                    moments = group_moments
+        except BaseException:
+            if self.board:
+                self.board.abandon()
+            raise
         return loss, errors, moments
 
-    def plan(self, shape: tuple[int, ...]) -> Plan:
-        """Return the plan for a group's images, (n, 3, H, W); one is kept for each size that occurs."""
-        if shape not in self.plans:
+    def plan(self, shape: tuple[int, ...], members: range, replica: int) -> Plan:
+        """Return a replica's plan for images of this shape, (n, 3, H, W), of a group that `members` share."""
+        key = shape, members
+        if key not in self.plans:
             n, _, height, width = shape
-            self.plans[shape] = Plan(self.network, n, height, width, self.dtype)
-        return self.plans[shape]
+            team = Team(self.board, members, replica)
+            self.plans[key] = Plan(self.network, n, height, width, self.dtype, team=team)
+        return self.plans[key]
 
     def _size(self, t: int) -> int:
         """Return how many images mini-batch t has."""
@@ -167,20 +199,60 @@ class FastStep:
         return images[share], labels[share]
 
 
-def how_many(wanted: int | None, groups: int) -> int:
-    """Return the number of replicas: at most what is wanted, or the cores, and a divisor of the groups.
+def how_many(wanted: int | None, size: int, groups: int) -> int:
+    """Return the number of replicas: at most what is wanted, or the cores.
+
+    It divides the number of groups, so that each replica takes whole groups, or is a multiple of it, with equal
+    parts of a group that are not too small.
+
+    Parameters
+    ----------
+    wanted : int or None
+    size, groups : int
+        Of the mini-batch.
 
     Examples
     --------
-    >>> how_many(3, 4), how_many(8, 2), how_many(2, 1)
-    (2, 2, 1)
+    >>> how_many(3, 256, 4), how_many(2, 128, 2), how_many(7, 128, 2), how_many(2, 100, 1), how_many(3, 100, 1)
+    (2, 2, 4, 2, 2)
     """
     if wanted is None:
         affinity = getattr(os, "sched_getaffinity", None)
         wanted = len(affinity(0)) if affinity else os.cpu_count() or 1
     if not CAN_FORK:
         wanted = 1
-    return max(r for r in range(1, max(1, wanted) + 1) if groups % r == 0)
+
+    def fits(replicas: int) -> bool:
+        equal = replicas % groups == 0 and size % replicas == 0
+        return groups % replicas == 0 or (equal and size // replicas >= SMALLEST_SHARE)
+
+    return max(replicas for replicas in range(1, max(1, wanted) + 1) if fits(replicas))
+
+
+def share(size: int, groups: int, replicas: int, replica: int) -> tuple[slice, range]:
+    """Return which images of a mini-batch a replica takes, and the replicas that share its group.
+
+    Only the first mini-batch's shares are equal for certain: of a short one some may have less, or none.
+
+    Examples
+    --------
+    >>> [share(128, 2, 4, replica) for replica in (0, 3)]
+    [(slice(0, 32, None), range(0, 2)), (slice(96, 128, None), range(2, 4))]
+    >>> [share(192, 3, 2, replica)[0] for replica in (0, 1)]
+    [slice(0, 128, None), slice(128, 192, None)]
+    >>> [share(9, 1, 2, replica)[0] for replica in (0, 1)]
+    [slice(0, 9, None), slice(9, 9, None)]
+    """
+    n = size // groups
+    parts = max(k for k in range(1, max(1, replicas // groups) + 1) if n % k == 0)
+    if parts > 1:
+        team = replica // parts
+        first = min(replica, groups * parts) * (n // parts)
+        last = min(replica + 1, groups * parts) * (n // parts)
+        return slice(first, last), range(team * parts, (team + 1) * parts)
+    # rounded up: where there are fewer groups than replicas, the first get them
+    first, last = (-(-groups * r // replicas) * n for r in (replica, replica + 1))
+    return slice(first, last), range(replica, replica + 1)
 
 
 def _arrays(
@@ -231,7 +303,7 @@ def make_step(
     backend, network, recipe, batches, state, **options
         Those of `tinyres.step.ComposedStep`. `batches` is asked for mini-batch 0, to see how large images are.
     replicas : int, optional
-        How many processes share a planned step; by default one for each core, at most one for each group.
+        How many processes share a planned step, at most; by default one for each core.
 
     Returns
     -------
