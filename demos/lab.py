@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from tinyres.array import Array
 from tinyres.backends import NAMES, get_backend
 from tinyres.chain import Pass
-from tinyres.contract import Backend
+from tinyres.contract import TENSORS, Backend
 from tinyres.data import DATASETS, Batches, Dataset, load_dataset
 from tinyres.errors import CommandLine, UserError
 from tinyres.init import initialise
@@ -37,7 +37,7 @@ def command_line(
     add = parser.add_argument
     add("--depth", type=int, default=depth, help="weight layers (default: %(default)s)")
     add("--backend", choices=NAMES, default="numpy", help="(default: %(default)s)")
-    add("--precision", choices=("float32", "float64"), default=precision, help="(default: %(default)s)")
+    add("--precision", choices=tuple(TENSORS), default=precision, help="(default: %(default)s)")
     add(
         "--dataset", choices=DATASETS, default="cifar10", help="shapes needs no download (default: %(default)s)"
     )
@@ -67,8 +67,8 @@ class Lab:
         if flags.seed < 0:
             raise UserError(f"the seed must be at least 0, not {flags.seed}.")
         self.flags = flags
-        self.backend: Backend = get_backend(flags.backend)
-        self.dtype = np.dtype(flags.precision)
+        self.backend: Backend = get_backend(flags.backend, flags.precision)
+        self.dtype = np.dtype(TENSORS[flags.precision])
         self.data: Dataset = load_dataset(flags.dataset, flags.data_dir)[0]
         self.images, self.labels = self.batches(flags.batch_size)(0)
         flags.out.mkdir(parents=True, exist_ok=True)

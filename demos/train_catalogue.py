@@ -17,6 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tinyres.backends import NAMES, get_backend
+from tinyres.contract import Backend
 from tinyres.data import Batches, load_dataset
 from tinyres.errors import CommandLine, UserError, exit_with_one_sentence
 from tinyres.init import initialise
@@ -31,12 +32,12 @@ NUMBERS = {"shortcut_scale": 0.5, "residual_scale": 0.5, "dropout_rate": 0.5}
 
 
 def train_variant(
-    backend_name: str, batches: Batches, unit: str, block: str, shortcut: str, iterations: int
+    backend: Backend, batches: Batches, unit: str, block: str, shortcut: str, iterations: int
 ) -> dict[str, object]:
     """Train one variant and return its line of the table."""
     network = build_network(20, unit=unit, block=block, shortcut=shortcut, **NUMBERS)
     state = initialise(network, PAPER, seed=0, gate_bias=-6.0)
-    step = get_backend(backend_name).make_step(network, PAPER, batches, state, iterations=iterations)
+    step = backend.make_step(network, PAPER, batches, state, iterations=iterations)
     losses = [step(t)[0] / batches.size(t) for t in range(iterations)]
     step.close()
     last = losses[-10:]
@@ -73,7 +74,8 @@ def main() -> int:
         same = [row for row in rows if (row["iterations"], row["batch_size"]) == asked]
         done = {(row["unit"], row["block"], row["shortcut"]) for row in same}
     training, _ = load_dataset(arguments.dataset, arguments.data_dir)
-    batches = Batches(training, PAPER, seed=0, batch_size=arguments.batch_size)
+    backend = get_backend(arguments.backend)
+    batches = Batches(training, PAPER, seed=0, batch_size=arguments.batch_size, xp=backend.xp)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with arguments.out.open("a", newline="") as file:
         table = csv.DictWriter(file, COLUMNS)
@@ -81,7 +83,7 @@ def main() -> int:
             table.writeheader()
         for variant in tqdm(list(product(FIGURE_4, LAYERS_PER_UNIT, FIGURE_2)), unit="variant"):
             if variant not in done:
-                row = train_variant(arguments.backend, batches, *variant, arguments.iterations)
+                row = train_variant(backend, batches, *variant, arguments.iterations)
                 table.writerow(row)
                 file.flush()
                 tqdm.write("  ".join(str(value) for value in row.values()))

@@ -36,6 +36,8 @@ OTHERS = {
     "checkpoint_every": 10,
     "blas": "another",
     "replicas": 5,
+    "pairs": "kernels",
+    "device": "a card",
 }
 
 

@@ -15,7 +15,7 @@ LAYERS = [
     {"chain"},
     {"units"},
     {"networks"},
-    {"init", "optim"},
+    {"init", "memory", "optim"},
     {"step", "describe", "gradcheck"},
     {"fast"},
     {"backends"},

@@ -83,7 +83,7 @@ def toy_score(backend, infer, *_, **__) -> Evaluation:
 
 def put_toys_in(patch=setattr) -> None:
     """Replace the slow parts of `tinyres.train`; `patch` may be a monkeypatch's setattr."""
-    patch(tinyres.train, "get_backend", lambda name: replace(reference(), step=ToyStep))
+    patch(tinyres.train, "get_backend", lambda name, precision: replace(reference(), step=ToyStep))
     patch(tinyres.train, "score", toy_score)
     for picture in ("draw_curves", "draw_confusion", "draw_mistakes"):
         patch(tinyres.train, picture, lambda *_: b"a picture")

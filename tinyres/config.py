@@ -14,8 +14,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
+import numpy as np
 from threadpoolctl import threadpool_info
 
+from tinyres.contract import TENSORS
 from tinyres.errors import UserError
 from tinyres.merges import FIGURE_2
 from tinyres.networks import LAYERS_PER_UNIT, OPTIONS, STRIDES_ON, Network, build_network
@@ -83,13 +85,17 @@ class Config:
     iterations: int = _option("what", 64_000, "training steps; the schedule scales with them")
     batch_size: int = _option("what", 128, "images in a mini-batch")
     seed: int = _option("what", 0, "of everything random")
-    backend: str = _option("how", "numpy", "numpy, reference (the textbook) or cupy (NVIDIA GPUs)")
-    precision: str = _option("how", "float32", "float32 or float64")
+    backend: str = _option(
+        "how", "numpy", "numpy, cupy (NVIDIA GPUs), or their textbook: reference, cupy-reference"
+    )
+    precision: str = _option("how", "float32", f"{', '.join(TENSORS)}; tf32 and bf16 with --backend cupy")
     data_dir: str | None = _option("how", None, "the folder that holds cifar-10-batches-bin and the like")
     replicas: int = _option("how", 0, "most processes to share a training step; 0: one for each core")
     eval_every: int = _option("how", 400, "iterations between two looks at the test set")
     checkpoint_every: int = _option("how", 100, "iterations between two checkpoints")
     blas: str = field(default_factory=blas_kernel, metadata={"part": "how"})
+    pairs: str = field(default="", metadata={"part": "how"})  # whose pairs, on what: the backend says it
+    device: str = field(default="", metadata={"part": "how"})
 
     def __post_init__(self) -> None:
         lowest = dict.fromkeys(("depth", "iterations", "batch_size", "eval_every", "checkpoint_every"), 1)
@@ -101,8 +107,13 @@ class Config:
             value = getattr(self, name)
             if type(value) not in (int, float) or not isfinite(value):
                 raise UserError(f"{name} must be a finite number, not {value!r}.")
-        if self.precision not in ("float32", "float64"):
-            raise UserError(f"precision must be float32 or float64, not {self.precision!r}.")
+        if self.precision not in TENSORS:
+            raise UserError(f"precision must be one of {', '.join(TENSORS)}, not {self.precision!r}.")
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """What parameters and signals are kept in."""
+        return np.dtype(TENSORS[self.precision])
 
     @property
     def name(self) -> str:

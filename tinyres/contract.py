@@ -7,10 +7,15 @@ to it and its backward. `make_step` is the one door behind which a backend may d
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+
+TENSORS = {"float32": "float32", "tf32": "float32", "bf16": "float32", "float64": "float64"}
+"""What parameters and signals are kept in, by the words of ``--precision``: tf32 and bf16 round the operands
+of convolutions on their way into the multiplier and nothing else."""
 
 
 class Pair(NamedTuple):
@@ -49,6 +54,13 @@ class Backend:
         What `make_step` calls, with the backend as its first argument.
     inference : callable
         What `make_inference` calls, likewise.
+    pairs : str
+        Whose pairs these are: ``textbook``, ``fast`` or ``kernels``.
+    device : str
+        What they run on: the CPU, or a card with driver and library.
+    within_memory : callable
+        Takes a function that returns a `tinyres.memory.Need`, and returns a context in which running out of the
+        device's memory is a `UserError` that says what would fit.
     """
 
     name: str
@@ -67,6 +79,9 @@ class Backend:
     merges: Mapping[str, Pair]
     step: Callable[..., Any]
     inference: Callable[..., Any]
+    pairs: str = "textbook"
+    device: str = "CPU"
+    within_memory: Callable[[Callable[[], Any]], AbstractContextManager[Any]] = nullcontext
 
     def make_step(self, *arguments: Any, **options: Any) -> Any:
         """Return a training step of this backend; see `tinyres.step.ComposedStep` for the arguments."""

@@ -218,9 +218,10 @@ CELLS = list(product(FIGURE_4, LAYERS_PER_UNIT, FIGURE_2))
 def check_pair(name: str, pick: Pick, backend: str = "reference") -> tuple[Case, GradientReport]:
     """Draw a case of one pair of a backend and check it; raises GradientError."""
     textbook, draw_case = PAIRS[name]
-    host = hosted(get_backend(backend))
+    computing = get_backend(backend, "float64")
+    host = hosted(computing)
     own = host.merges.get(name, getattr(host, name, None))
-    pair = own or hosted_pair(textbook, get_backend(backend))  # a gate, say, is no pair of a backend
+    pair = own or hosted_pair(textbook, computing)  # a gate, say, is no pair of a backend
     draw = Draw(pick)
     case = draw_case(draw)
     return case, check_gradient(*pair[:2], **case._asdict(), directions=1, seed=_seed(draw))
@@ -321,7 +322,7 @@ def _check(
     backend_name: str,
 ) -> tuple[Case, GradientReport]:
     """Check a unit or a network with respect to its parameters and its input."""
-    backend = hosted(get_backend(backend_name))
+    backend = hosted(get_backend(backend_name, "float64"))
 
     def params_forward(params: Mapping[str, Array], x: Array) -> Any:
         return run_forward(Pass(backend, params, groups, masks=masks), thing, x)

@@ -105,6 +105,11 @@ class Network:
         """Multiply-adds of the forward pass of one image, in convolutions and the linear layer."""
         return sum(row.multiply_adds for row in self.rows())
 
+    @property
+    def largest_signal(self) -> int:
+        """How many numbers the largest output of a layer has, of one image."""
+        return max(row.channels * row.size**2 for row in self.rows())
+
     def activation_bytes(self, batch_size: int, itemsize: int = 4) -> int:
         """Bytes that training keeps of a mini-batch between the forward and the backward pass.
 

@@ -32,7 +32,7 @@ def describe(config: Config, network: Network, images: int, evaluated: int) -> s
         A few lines.
     """
     groups = config.recipe.groups(config.batch_size)
-    memory = network.activation_bytes(config.batch_size, itemsize=8 if config.precision == "float64" else 4)
+    memory = network.activation_bytes(config.batch_size, config.dtype.itemsize)
     held_out = "validation" if config.validation else "test"
     lines = {
         "network": f"ResNet-{network.depth}: {len(network.units)} {network.block} units, "
@@ -44,7 +44,8 @@ def describe(config: Config, network: Network, images: int, evaluated: int) -> s
         f"batch norm in {groups} group{'s' * (groups > 1)} of {config.batch_size // groups}, "
         f"seed {config.seed}",
         "data": f"{config.dataset}: {images:,} training and {evaluated:,} {held_out} images",
-        "backend": f"{config.backend}, {config.precision}, {config.blas}",
+        "backend": f"{config.backend}, {config.precision}, pairs: {config.pairs}",
+        "device": f"{config.device}, {config.blas}",
     }
     return "\n".join(f"{name:9}{text}" for name, text in lines.items())
 

@@ -25,7 +25,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ from tinyres.data import Batches, Dataset, load_dataset
 from tinyres.errors import UserError
 from tinyres.evaluate import Evaluation, evaluate, recompute_statistics, score
 from tinyres.init import initialise
+from tinyres.memory import Need, evaluation_need, training_need
 from tinyres.networks import Network
 from tinyres.pictures import draw_confusion, draw_mistakes
 from tinyres.report import describe, draw_curves
@@ -122,19 +123,20 @@ def train(
         On Ctrl-C, after the step was finished and saved. A second Ctrl-C does not wait.
     """
     out = Path(out)
-    backend = get_backend(config.backend)
-    config = config.resolved()
+    backend = get_backend(config.backend, config.precision)
+    config = replace(config.resolved(), pairs=backend.pairs, device=backend.device)
     _check_run(config, out, resume)  # again when the folder is ours; here it comes before the data
     training, test = data or load_dataset(config.dataset, config.data_dir, validation=config.validation)
     network = config.network(len(training.classes))
-    batches = Batches(
-        training,
-        config.recipe,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        dtype=config.precision,
-        xp=backend.xp,
-    )
+    with backend.within_memory(lambda: Need("the data set", training.images.nbytes + training.labels.nbytes)):
+        batches = Batches(
+            training,
+            config.recipe,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            dtype=config.dtype,
+            xp=backend.xp,
+        )
     run = _Run(config, out, quiet, backend, network, training, test, batches)
     run.say(describe(config, network, len(training.labels), len(test.labels)))
     run.say(f"{'folder':9}{out}")
@@ -148,7 +150,7 @@ def train(
             batches,
             state,
             iterations=config.iterations,
-            dtype=config.precision,
+            dtype=config.dtype,
             seed=config.seed,
             replicas=config.replicas,
         )
@@ -194,7 +196,7 @@ class _Run:
         """Return where to go on: the newest good checkpoint, else the beginning. Cut the tables back to it."""
         config, start, sums = self.config, 0, Sums()
         state = initialise(
-            self.network, config.recipe, config.seed, gate_bias=config.gate_bias, dtype=config.precision
+            self.network, config.recipe, config.seed, gate_bias=config.gate_bias, dtype=config.dtype
         )
         found = load_newest_checkpoint(self.out, warn=lambda line: print(line, file=sys.stderr))
         if found:
@@ -267,13 +269,15 @@ class _Run:
         """Look at the test set, with the step's own processes."""
         recipe, size = self.config.recipe, self.config.batch_size
         common = self.backend, self.network
-        normalise = self.batches.normalise
-        if recipe.recompute_statistics:
+        normalise, itemsize = self.batches.normalise, self.config.dtype.itemsize
+        need = training_need if recipe.recompute_statistics else evaluation_need
+        with self.backend.within_memory(lambda: need(self.network, size, itemsize)):
+            if not recipe.recompute_statistics:
+                return score(self.backend, step.infer, self.test, normalise, batch_size=size)
             state = recompute_statistics(
                 *common, step.state(), self.training, normalise, recipe, batch_size=size
             )
             return evaluate(*common, state, self.test, normalise, batch_size=size, eps=recipe.eps)
-        return score(self.backend, step.infer, self.test, normalise, batch_size=size)
 
     def draw(self) -> None:
         """Draw the curves so far."""
@@ -317,6 +321,8 @@ class _Run:
             **config.part("what"),
             "backend": config.backend,
             "precision": config.precision,
+            "pairs": config.pairs,
+            "device": config.device,
             "replicas": config.replicas,
             "blas": config.blas,
             "versions": {

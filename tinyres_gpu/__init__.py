@@ -1,23 +1,66 @@
-"""The CuPy backend: the textbook's own source on the arrays of an NVIDIA GPU, and what only a GPU needs.
+"""The CuPy backends: our own kernels on an NVIDIA GPU, and the textbook's own source on its arrays.
 
 - `device`: is there a GPU that computes? If not, what is missing, in one sentence.
-- `step`: the training step, and what would fit when memory runs out.
+- `kernels`: CUDA kernels of our own, as the forward/backward pairs of a backend.
+- `step`, `memory`: the training step, and what would fit when memory runs out.
 - `check`, with `phases` and `results`: is it right and how fast is it, on the card at hand? (``make gpu``)
-- `kernels`: CUDA kernels of our own, as pairs that may replace the textbook's.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from tinyres import ops
 from tinyres.contract import Backend
 from tinyres.networks import Inference
 from tinyres.ops.bn_relu_conv import RECOMPUTING
-from tinyres_gpu.device import open_device
+from tinyres_gpu.device import card_in_words, describe_card, open_device
+from tinyres_gpu.kernels import CUPY, check_precision, layers, merges
+from tinyres_gpu.kernels.step import KernelStep
+from tinyres_gpu.memory import within_memory
 from tinyres_gpu.step import GpuStep
 
+TEXTBOOK_TENSORS, KERNEL_TENSORS = 11, 6
+"""How many tensors of the largest layer's size a backward pass holds at a time, besides what was kept for it.
+The textbook: the activation computed again, padded input and gradient, what the taps' products read and give,
+BN's terms. The kernels: the activation computed again, the gradients around it, what the shortcut carries."""
 
-def backend() -> Backend:
-    """Return the textbook pairs on CuPy arrays.
+
+def backend(precision: str = "float32") -> Backend:
+    """Return our kernels on the GPU; in float64, which they do not have, the textbook pairs.
+
+    Parameters
+    ----------
+    precision : {"float32", "tf32", "bf16", "float64"}
+        What convolutions round their operands to, or float64 for everything.
+
+    Raises
+    ------
+    UserError
+        If CuPy or a GPU is missing, does not work, or is too old for the precision.
+    """
+    if precision == "float64":
+        return replace(reference(), name="cupy")
+    cupy = open_device()
+    check_precision(precision, describe_card(cupy)["compute_capability"])
+    table: dict[str, Any] = layers(CUPY, precision)
+    return Backend(
+        name="cupy",
+        xp=cupy,
+        **table,
+        merges=merges(CUPY, precision),
+        step=KernelStep,
+        inference=Inference,
+        pairs="kernels",
+        device=card_in_words(cupy),
+        within_memory=partial(within_memory, cupy=cupy, working_tensors=KERNEL_TENSORS),
+    )
+
+
+def reference() -> Backend:
+    """Return the textbook pairs on CuPy arrays, large products by CuPy's matmul: the oracle of our kernels.
 
     Of BN-ReLU-conv it takes the version that recomputes, since memory is what a card has least of.
 
@@ -26,7 +69,15 @@ def backend() -> Backend:
     UserError
         If CuPy or a GPU is missing, or does not work.
     """
-    layers = ops.LAYERS | {"bn_relu_conv": RECOMPUTING}
+    cupy = open_device()
+    table: dict[str, Any] = ops.LAYERS | {"bn_relu_conv": RECOMPUTING}
     return Backend(
-        name="cupy", xp=open_device(), **layers, merges=ops.MERGES, step=GpuStep, inference=Inference
+        name="cupy-reference",
+        xp=cupy,
+        **table,
+        merges=ops.MERGES,
+        step=GpuStep,
+        inference=Inference,
+        device=card_in_words(cupy),
+        within_memory=partial(within_memory, cupy=cupy, working_tensors=TEXTBOOK_TENSORS),
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import re
+from pathlib import Path
 from typing import Any
 
 from tinyres.errors import UserError
@@ -88,12 +90,27 @@ def _in_one_line(error: BaseException) -> str:
 
 
 def describe_card(cupy: Any) -> dict[str, str]:
-    """Return the card's name, its memory, and the versions of CUDA that the driver serves and CuPy brings."""
+    """Return the card, its driver and CuPy: name, memory, compute capability, versions."""
     runtime = cupy.cuda.runtime
     card = runtime.getDeviceProperties(0)
     return {
         "card": card["name"].decode(),
         "memory": f"{card['totalGlobalMem'] / 2**30:.0f} GiB",
+        "compute_capability": f"{card['major']}.{card['minor']}",
+        "driver": driver_version(),
         "driver_cuda": _version(runtime.driverGetVersion()),
         "runtime_cuda": _version(runtime.runtimeGetVersion()),
+        "cupy": cupy.__version__,
     }
+
+
+def card_in_words(cupy: Any) -> str:
+    """Return what a run was computed on, as a part of its configuration."""
+    of = describe_card(cupy)
+    return f"{of['card']}, driver {of['driver']} (CUDA {of['driver_cuda']}), CuPy {of['cupy']}"
+
+
+def driver_version(path: Path = Path("/proc/driver/nvidia/version")) -> str:
+    """Return the version of NVIDIA's driver as Linux tells it, for CUDA does not; else ``unknown``."""
+    words = path.read_text().split() if path.exists() else []
+    return next((word for word in words if re.fullmatch(r"\d+\.\d+(\.\d+)?", word)), "unknown")

@@ -27,6 +27,7 @@ import numpy as np
 
 import tinyres
 from tinyres.backends import get_backend
+from tinyres.contract import TENSORS
 from tinyres.data import Batches, Dataset, data_folder
 from tinyres.gradcheck_catalogue import check_catalogue
 from tinyres.init import initialise
@@ -59,13 +60,14 @@ class Size:
     examples: int  # for the gradient checks, of each pair
     only: str  # names of the gradient checks that are wanted
     depth: int  # of the network held against NumPy
+    compared: int  # iterations
     iterations: int  # of the user's command
     long_run: int  # iterations
     device: str  # PyTorch's
 
 
-FULL = Size(128, 20, 5, 1024, 8192, 10_000, 20, "", 20, 100, 5000, "cuda")
-TOY = Size(4, 2, 1, 1, 16, 10, 1, "bn_relu", 8, 2, 2, "cpu")
+FULL = Size(128, 20, 5, 1024, 8192, 10_000, 20, "", 20, 20, 100, 5000, "cuda")
+TOY = Size(4, 2, 1, 1, 16, 10, 1, "bn_relu", 8, 2, 2, 2, "cpu")
 
 # The card
 
@@ -150,8 +152,8 @@ def against_numpy(size: Size) -> dict[str, Any]:
     network = build_network(size.depth)
     found: dict[str, Any] = {}
     for dtype, first_limit, limit in (("float64", 1e-10, 1e-6), ("float32", 1e-5, 0.1)):
-        ours, plain = (_step(name, network, size, dtype, 20) for name in ("cupy", "reference"))
-        losses = np.array([(ours(t)[0], plain(t)[0]) for t in range(20)])
+        ours, plain = (_step(name, network, size, dtype, size.compared) for name in ("cupy", "reference"))
+        losses = np.array([(ours(t)[0], plain(t)[0]) for t in range(size.compared)])
         apart = np.abs(losses[:, 0] / losses[:, 1] - 1)
         here, there = ours.state(), plain.state()
         weights = [np.linalg.norm(here[name] - there[name]) / np.linalg.norm(there[name]) for name in here]
@@ -219,10 +221,10 @@ def torch_step_time(size: Size, depth: int, mode: str, precision: str) -> dict[s
 
 
 def _step(
-    backend_name: str, network: Network, size: Size, dtype: str, iterations: int = PAPER_ITERATIONS
+    backend_name: str, network: Network, size: Size, precision: str, iterations: int = PAPER_ITERATIONS
 ) -> Any:
     """Return a training step on images of noise."""
-    backend = get_backend(backend_name)
+    backend, dtype = get_backend(backend_name, precision), TENSORS[precision]
     rng = np.random.default_rng(0)
     n = 4 * size.batch_size
     images = rng.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8)
@@ -301,5 +303,5 @@ ENVIRONMENT = {"ceilings TF32": {"CUPY_TF32": "1"}}
 def machine() -> dict[str, Any]:
     """Say on what all this runs: what must be equal for an earlier result to stand."""
     cupy = get_backend("cupy").xp
-    versions = {"tinyres": tinyres.__version__, "cupy": cupy.__version__, "numpy": np.__version__}
+    versions = {"tinyres": tinyres.__version__, "numpy": np.__version__}
     return {**describe_card(cupy), "python": platform.python_version(), **versions}

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.gpu.stand_in import installed, stand_in
+from tests.kernels.tools import require_compiler
 from tinyres.backends import get_backend
 from tinyres.contract import Backend
 from tinyres.errors import UserError
@@ -45,5 +46,21 @@ def fake(request) -> Iterator[Any]:
 
 @pytest.fixture
 def backend(cupy) -> Backend:
-    """The CuPy backend."""
-    return get_backend("cupy")
+    """The textbook on CuPy."""
+    return get_backend("cupy-reference")
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("stand-in", marks=require_compiler),
+        pytest.param("gpu", marks=pytest.mark.gpu),
+    ]
+)
+def kernels(request) -> Iterator[Backend]:
+    """Our kernels, on the emulator everywhere and on the GPU where there is one."""
+    if request.param == "gpu":
+        real_cupy()
+        yield get_backend("cupy")
+    else:
+        with installed(stand_in()):
+            yield get_backend("cupy")

@@ -44,7 +44,7 @@ def real_signature(name: str) -> str:
         found = re.match(r"[\w.]+\((.*?)\)( ->|\n|$)", value.__doc__ or "")
         if not found:
             return ""
-        arguments = re.sub(r"\b(?:int|bint|_ndarray_base|Py_ssize_t) (?=\w)|\\", "", found[1])
+        arguments = re.sub(r"\b(?:int|bint|str|_ndarray_base|Py_ssize_t) (?=\w)|\\", "", found[1])
         signature = inspect.signature(eval(f"lambda {arguments}: None"))
     parameters = [one for one in signature.parameters.values() if one.name != "self"]
     nothing = inspect.Parameter.empty

@@ -5,6 +5,8 @@
   the two raises TypeError. Only `array` and `asarray` take host memory. (CuPy forwards some NumPy functions to
   its own and uploads NumPy arrays that serve as an index; here both are refused as well.)
 - Sums give device arrays of shape (), never Python or NumPy numbers.
+- Memory that nobody has written yet is NaN.
+- Kernels are compiled by g++ and run by the emulator of tests/kernels.
 
 `installed` puts it in CuPy's place. What it cannot show is anything about speed, memory or rounding on a GPU.
 """
@@ -22,7 +24,10 @@ from typing import Any
 import numpy as np
 
 from tests.gpu.list_cupy_names import listed
+from tests.kernels.emulator import EmulatedModule
 from tinyres.backends import get_backend
+from tinyres_gpu.kernels import CUPY
+from tinyres_gpu.kernels.loader import KERNELS, read_source
 
 UPLOADS = ("cupy.array", "cupy.asarray")
 TRANSFERS: list[str] = []
@@ -42,6 +47,11 @@ class ndarray:
 
     def __array_function__(self, function: Any, *_: Any) -> Any:
         raise TypeError(f"numpy.{function.__name__} was called on an array of the device")
+
+    @property
+    def data(self) -> Any:
+        """Where the memory begins, as `ptr`."""
+        return types.SimpleNamespace(ptr=self._memory.ctypes.data)
 
     def get(self, stream: Any = None, order: str = "C", out: Any = None, blocking: bool = True) -> Any:
         """Copy to the host."""
@@ -137,6 +147,8 @@ def _function(name: str, numpy_function: Callable[..., Any]) -> Callable[..., An
         if name == "cupy.asarray" and isinstance(args[0], ndarray):
             return ndarray(np.asarray(args[0]._memory, *args[1:], **kwargs))
         upload = name in UPLOADS
+        if upload and isinstance(args[0], list | tuple | int | float):
+            TRANSFERS.append("to device")
         arguments = [_memory(value, upload=upload) for value in args]
         return _on_device(numpy_function(*arguments, **{key: _memory(v) for key, v in kwargs.items()}))
 
@@ -183,6 +195,42 @@ class Event:
         """Wait for it."""
 
 
+class RawModule:
+    """A module of kernels, on the emulator.
+
+    A kernel is compiled together with the others of its source: g++ takes longer to start than to compile one.
+    """
+
+    def __init__(
+        self, code: str, *, options: tuple[str, ...] = (), name_expressions: tuple[str, ...] = ()
+    ) -> None:
+        self.code, self.names = code, name_expressions
+
+    def get_function(self, name: str) -> Callable[..., None]:
+        """Return a kernel: ``kernel(grid, block, args)``, its arrays on the device."""
+        assert name in self.names
+        kernel = _compile(self.code).get_function(name)
+
+        def launch(grid: Any, block: Any, args: Any, *, shared_mem: int = 0) -> None:
+            if any(isinstance(value, np.ndarray) for value in args):
+                raise TypeError("an array of the host was passed to a kernel")
+            kernel(grid, block, [_memory(value) for value in args], shared_mem)
+
+        return launch
+
+
+@cache
+def _compile(code: str) -> EmulatedModule:
+    names = next((KERNELS[module] for module in KERNELS if read_source(module) == code), None)
+    assert names is not None, "no module of tinyres_gpu.kernels has this source"
+    return EmulatedModule(code, names)
+
+
+def _empty(shape: Any, dtype: Any = float, order: str = "C") -> Any:
+    """Return memory that shows whether anybody reads it before it is written."""
+    return np.full(shape, np.nan if np.dtype(dtype).kind == "f" else 0x55, dtype, order)
+
+
 class MemoryPool:
     """The pool of a card whose memory nobody uses."""
 
@@ -204,6 +252,8 @@ def stand_in() -> Any:
     module: Any = _Module("cupy", np)
     module.__version__, module.ndarray = "14.2.0", ndarray
     module.get_default_memory_pool = MemoryPool
+    module.RawModule = RawModule
+    module.empty = _function("cupy.empty", _empty)
     module.cuda = types.SimpleNamespace(
         Event=Event,
         get_elapsed_time=lambda start_event, end_event: 1.0,
@@ -220,18 +270,24 @@ def stand_in() -> Any:
     return module
 
 
+def _forget() -> None:
+    """Drop what was made with the module that was in CuPy's place up to now."""
+    get_backend.cache_clear()
+    CUPY.forget()
+
+
 @contextmanager
 def installed(module: Any) -> Iterator[Any]:
     """Put a module, or None for a CuPy that is not installed, in CuPy's place for a while."""
     missing = object()
     before = sys.modules.get("cupy", missing)
     sys.modules["cupy"] = module
-    get_backend.cache_clear()
+    _forget()
     TRANSFERS.clear()
     try:
         yield module
     finally:
-        get_backend.cache_clear()
+        _forget()
         if before is missing:
             del sys.modules["cupy"]
         else:

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from tests.gpu.stand_in import TRANSFERS, CUDARuntimeError, OutOfMemoryError
+from tests.kernels.tools import require_compiler
 from tests.test_backends import assert_within_factor_two
 from tests.toy_run import toy_data
 from tinyres.backends import get_backend
 from tinyres.chain import Pass
+from tinyres.checkpoint import checkpoint_path, load_checkpoint
 from tinyres.config import Config
 from tinyres.data import Batches
 from tinyres.errors import UserError
@@ -28,7 +30,8 @@ from tinyres.propagation import measure, record
 from tinyres.recipes import PAPER, TORCH_PORT
 from tinyres.step import dropout_masks
 from tinyres.train import train
-from tinyres_gpu.step import step_bytes
+from tinyres_gpu import KERNEL_TENSORS, TEXTBOOK_TENSORS
+from tinyres_gpu.device import driver_version
 
 REFERENCE = get_backend("reference")
 
@@ -149,7 +152,7 @@ def test_twenty_iterations(shortcut, recipe, backend) -> None:
 
 
 def test_a_step_crosses_to_the_host_for_two_numbers_only(fake) -> None:
-    ours, _ = make_steps(get_backend("cupy"), build_network(8), batch_size=4, dtype=np.float32)
+    ours, _ = make_steps(get_backend("cupy-reference"), build_network(8), batch_size=4, dtype=np.float32)
     TRANSFERS.clear()
     ours(0)
     assert TRANSFERS.count("to host") == 2  # loss and errors
@@ -208,7 +211,7 @@ def test_a_run_begun_on_one_backend_goes_on_on_the_other(first, cupy, tmp_path, 
             raise Stop
 
     second = {"reference": "cupy", "cupy": "reference"}[first]
-    stopping = get_backend(first)
+    stopping = get_backend(first, whole.precision)
     calls = stopping.step.__call__
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stopping.step, "__call__", lambda step, t: interrupt(step, t) or calls(step, t))
@@ -218,7 +221,9 @@ def test_a_run_begun_on_one_backend_goes_on_on_the_other(first, cupy, tmp_path, 
     assert "backend" in capsys.readouterr().err
     assert result["backend"] == second
     assert result["test_loss"] == pytest.approx(exact["test_loss"], rel=1e-7)
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["how"]["backend"] == second
+    how = json.loads((tmp_path / "run" / "config.json").read_text())["how"]
+    assert how["backend"] == second
+    assert (how["pairs"], how["device"]) == ("textbook", get_backend(second, "float64").device)
 
 
 def test_the_propagation_lab(backend) -> None:
@@ -290,10 +295,10 @@ def test_a_card_that_miscalculates(fake, monkeypatch) -> None:
 
 def test_too_little_memory_says_what_would_fit(fake, monkeypatch) -> None:
     network = build_network(20)
-    ours, _ = make_steps(get_backend("cupy"), network, batch_size=16, dtype=np.float32)
+    ours, _ = make_steps(get_backend("cupy-reference"), network, batch_size=16, dtype=np.float32)
     monkeypatch.setattr(fake, "tensordot", failing(OutOfMemoryError()), raising=False)
     fake.cuda.runtime.memGetInfo = lambda: (20 << 20, 20 << 20)
-    with pytest.raises(UserError, match=r"ResNet-20 needs about .* mini-batches of 16: .* --batch-size 10\.$"):
+    with pytest.raises(UserError, match=r"of ResNet-20, .* mini-batches of 16: .*-size 10\.$"):
         ours(0)
     fake.cuda.runtime.memGetInfo = lambda: (1 << 20, 1 << 20)
     with pytest.raises(UserError, match="not even a single image"):
@@ -311,10 +316,181 @@ def test_the_real_thing_is_there() -> None:
 @pytest.mark.parametrize("depth", [20, 29])
 def test_the_estimate_of_a_steps_memory_is_from_above_and_not_far_off(depth, fake) -> None:
     network = build_network(depth)
-    ours, _ = make_steps(get_backend("cupy"), network, batch_size=8, dtype=np.float32)
+    ours, _ = make_steps(get_backend("cupy-reference"), network, batch_size=8, dtype=np.float32)
     ours(0)
     tracemalloc.start()
     ours(1)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert 0.5 * step_bytes(network, 8) <= peak <= step_bytes(network, 8)
+    estimate = ours.need(8).total(TEXTBOOK_TENSORS)
+    assert 0.5 * estimate <= peak <= estimate
+
+
+# Our own kernels
+
+
+def toy_config(**changes) -> Config:
+    config = Config(dataset="toy", depth=5, block="single", iterations=4, batch_size=8, backend="cupy")
+    return replace(config, **{"eval_every": 2, "checkpoint_every": 2} | changes)
+
+
+def test_each_precision_has_its_pairs_and_says_which(fake) -> None:
+    for precision in ("float32", "tf32", "bf16"):
+        ours = get_backend("cupy", precision)
+        assert (ours.name, ours.pairs, ours.conv.forward.__self__.precision) == ("cupy", "kernels", precision)
+        assert ours.device == "a stand-in, driver unknown (CUDA 13.0), CuPy 14.2.0"
+    assert get_backend("cupy", "float64").pairs == get_backend("cupy-reference").pairs == "textbook"
+    assert get_backend("cupy", "float64").conv is REFERENCE.conv
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "words"),
+    [
+        ("numpy", "bf16", "numpy backend does not compute in bf16: choose one of .*, or --backend cupy"),
+        ("reference", "tf32", "reference backend does not compute in tf32"),
+        ("cupy-reference", "bf16", "cupy-reference backend does not compute in bf16"),
+        ("cupy", "fp8", "does not compute in fp8: choose one of float32, tf32, bf16, float64"),
+    ],
+)
+def test_a_precision_that_is_not_the_backends_is_refused(name, precision, words, fake) -> None:
+    with pytest.raises(UserError, match=words):
+        get_backend(name, precision)
+
+
+def test_a_card_that_is_too_old_for_a_precision_is_refused(fake) -> None:
+    card = fake.cuda.runtime.getDeviceProperties(0)
+    card |= {"major": 7, "minor": 5}
+    with pytest.raises(UserError, match=r"bf16 needs compute capability 8\.0 and .* 7\.5: use float32"):
+        train(toy_config(precision="bf16"), "nowhere", data=toy_data())
+    assert get_backend("cupy", "float32").pairs == "kernels"
+    card |= {"major": 6, "minor": 1}
+    get_backend.cache_clear()
+    with pytest.raises(UserError, match="use --backend cupy-reference"):
+        get_backend("cupy")
+    assert get_backend("cupy", "float64").pairs == "textbook"
+
+
+def test_float64_arrays_do_not_get_into_the_kernels(kernels) -> None:
+    x = kernels.xp.zeros((1, 3, 4, 4), np.float64)
+    with pytest.raises(UserError, match="the kernels compute in float32, not float64"):
+        kernels.relu.forward(x)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_run_with_our_kernels(precision, kernels, tmp_path, capsys) -> None:
+    """It learns what NumPy learns, records how, and goes on in another precision."""
+    if precision == "bf16" and kernels.xp.cuda.runtime.getDeviceProperties(0)["major"] < 8:
+        pytest.skip("this card has no bfloat16")
+    data = toy_data()
+    exact = train(toy_config(backend="reference"), tmp_path / "exact", quiet=True, data=data)
+    result = train(toy_config(precision=precision), tmp_path / "run", quiet=True, data=data)
+    tolerance = {"float32": 1e-4, "bf16": 5e-2}[precision]
+    assert result["test_loss"] == pytest.approx(exact["test_loss"], rel=tolerance)
+    recorded = {"backend": "cupy", "precision": precision, "pairs": "kernels", "device": kernels.device}
+    how = json.loads((tmp_path / "run" / "config.json").read_text())["how"]
+    assert recorded.items() <= how.items()
+    assert recorded.items() <= result.items()
+    assert load_checkpoint(checkpoint_path(tmp_path / "run", 4)).state["conv1.weight"].dtype == np.float32
+
+    (tmp_path / "run" / "result.json").unlink()
+    again = toy_config(precision="float64")
+    train(again, tmp_path / "run", resume=True, quiet=True, data=data)
+    told = capsys.readouterr().err
+    assert f"precision ({precision} there, float64 here)" in told
+    assert "pairs (kernels there, textbook here)" in told
+
+
+@pytest.mark.parametrize("cell", [("preactivation", "basic", "dropout"), ("original", "bottleneck", "conv")])
+def test_kernels_stay_on_the_device(cell, kernels) -> None:
+    unit, block, shortcut = cell
+    network = build_network({"basic": 8, "bottleneck": 11}[block], unit=unit, block=block, shortcut=shortcut)
+    state = to_device(initialise(network, PAPER, 0), kernels)
+    x = kernels.xp.asarray(np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32))
+    masks = dropout_masks(network, x.shape, 0, 0, kernels.xp)
+    TRANSFERS.clear()
+    logits, _, cache = forward(Pass(kernels, state, 2, masks=masks), network, x)
+    backward(kernels, network, logits, cache)
+    assert not TRANSFERS
+
+
+@require_compiler
+def test_a_step_of_kernels_uploads_two_arrays_more(fake) -> None:
+    ours, _ = make_steps(get_backend("cupy"), build_network(8), batch_size=4, dtype=np.float32)
+    ours(0)
+    TRANSFERS.clear()
+    ours(1)
+    assert TRANSFERS.count("to host") == 2
+    assert TRANSFERS.count("to device") == 4 + 2  # where the gradients lie, and the learning rate
+
+
+def test_kernels_evaluate_and_open_units_as_the_textbook_does(kernels) -> None:
+    training, test = toy_data()
+    network = build_network(8, shortcut="scaling", shortcut_scale=0.5)
+    state = initialise(network, PAPER, 0)
+    rng = np.random.default_rng(0)
+    images, labels = rng.standard_normal((4, 3, 8, 8)).astype(np.float32), rng.integers(0, 10, 4)
+    results = []
+    for one in (kernels, REFERENCE):
+        batches = Batches(training, PAPER, seed=0, batch_size=8, xp=one.xp)
+        fresh = recompute_statistics(one, network, state, training, batches.normalise, PAPER, batch_size=8)
+        found = evaluate(one, network, fresh, test, batches.normalise, batch_size=8)
+        run = Pass(one, to_device(state, one))
+        results.append((fresh, found, measure(record(run, network, *to_device((images, labels), one)))))
+    (ours, found, lab), (plain, exact, exact_lab) = results
+    assert_close(ours, plain, 1e-4)
+    assert_close((found.logits,), (exact.logits,), 1e-4)
+    for measured, expected in zip(lab, exact_lab, strict=True):
+        for a, b in zip(measured, expected, strict=True):
+            assert a == b or a == pytest.approx(b, rel=1e-3, abs=1e-5, nan_ok=True)
+
+
+def test_too_little_memory_for_a_step_of_kernels(fake, monkeypatch) -> None:
+    ours, _ = make_steps(get_backend("cupy"), build_network(20), batch_size=16, dtype=np.float32)
+    monkeypatch.setattr(fake, "empty", failing(OutOfMemoryError()))
+    fake.cuda.runtime.memGetInfo = lambda: (20 << 20, 20 << 20)
+    with pytest.raises(UserError, match=r"of ResNet-20, .* mini-batches of 16: .*-size 12\.$"):
+        ours(0)
+
+
+@require_compiler
+@pytest.mark.parametrize(
+    "options", [{"depth": 20}, {"depth": 29}, {"depth": 8, "shortcut": "exclusive-gating"}]
+)
+def test_the_estimate_of_a_kernel_steps_memory_is_from_above_and_not_far_off(options, fake) -> None:
+    network = build_network(**options)
+    ours, _ = make_steps(get_backend("cupy"), network, batch_size=4, dtype=np.float32)
+    ours(0)
+    tracemalloc.start()
+    ours(1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    estimate = ours.need(4).total(KERNEL_TENSORS)
+    assert 0.5 * estimate <= peak <= estimate
+
+
+def test_too_little_memory_for_anything_else(fake, monkeypatch, tmp_path) -> None:
+    """The data set, the parameters, and a look at the test set."""
+    config, data = toy_config(backend="cupy-reference"), toy_data()
+    fake.cuda.runtime.memGetInfo = lambda: (1 << 20, 1 << 20)
+
+    def refusal() -> str:
+        with pytest.raises(UserError) as caught:
+            train(config, tmp_path / "run", resume=True, quiet=True, data=data)
+        return str(caught.value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fake, "asarray", failing(OutOfMemoryError()), raising=False)
+        assert "0.0 GiB for the data set, which needs about 0.0 GiB: nvidia-smi" in refusal()
+    with monkeypatch.context() as patch:
+        patch.setattr(fake, "array", failing(OutOfMemoryError()), raising=False)
+        assert "GiB for the parameters of ResNet-5, which needs" in refusal()
+    monkeypatch.setattr("tinyres.train.score", failing(OutOfMemoryError()))
+    assert "GiB for evaluating ResNet-5, which needs about" in refusal()
+    assert "try again with --batch-size" in refusal()
+
+
+def test_the_drivers_version(tmp_path) -> None:
+    told = tmp_path / "version"
+    told.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release\nGCC 12.2.0")
+    assert driver_version(told) == "580.65.06"
+    assert driver_version(tmp_path / "none") == "unknown"

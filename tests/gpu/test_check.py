@@ -47,7 +47,7 @@ def test_pytorchs_step_at_toy_size() -> None:
 
 
 def test_a_backend_that_goes_astray_is_told(fake, monkeypatch) -> None:
-    backend = phases.get_backend("cupy")
+    backend = phases.get_backend("cupy", "float64")
     call = backend.step.__call__
     monkeypatch.setattr(backend.step, "__call__", lambda step, t: (call(step, t)[0] * (1 + 1e-5), 0))
     assert (
@@ -57,7 +57,7 @@ def test_a_backend_that_goes_astray_is_told(fake, monkeypatch) -> None:
 
 
 def test_a_wrong_gradient_is_told(fake, monkeypatch) -> None:
-    backend = phases.get_backend("cupy")
+    backend = phases.get_backend("cupy", "float64")
     right = backend.bn_relu.backward
     wrong = backend.bn_relu._replace(backward=lambda dy, cache: right(2 * dy, cache))
     object.__setattr__(backend, "bn_relu", wrong)

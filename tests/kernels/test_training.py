@@ -3,33 +3,24 @@
 import numpy as np
 import pytest
 
+from tests.gpu.stand_in import installed, stand_in
 from tests.kernels.emulator import schedule
 from tests.kernels.tools import EMULATED, SCHEDULES, assert_within_factor_two, require_compiler, rms
 from tinyres.backends import get_backend
-from tinyres.contract import Backend
 from tinyres.init import initialise
-from tinyres.networks import Inference, build_network
+from tinyres.networks import build_network
 from tinyres.optim import update
 from tinyres.recipes import PAPER, TORCH_PORT
-from tinyres_gpu.kernels import layers, merges
-from tinyres_gpu.kernels.step import KernelStep
 from tinyres_gpu.kernels.update import Update
 
 pytestmark = require_compiler
 
 
-class EmulatedStep(KernelStep):
-    device = EMULATED
-
-
-BACKEND = Backend(
-    name="emulated",
-    xp=np,
-    **layers(EMULATED),
-    merges=merges(EMULATED),
-    step=EmulatedStep,
-    inference=Inference,
-)
+@pytest.fixture
+def emulated():
+    """The backend `cupy` on the emulated GPU."""
+    with installed(stand_in()):
+        yield get_backend("cupy")
 
 
 @pytest.mark.parametrize("recipe", [PAPER, TORCH_PORT], ids=lambda recipe: recipe.name)
@@ -51,19 +42,13 @@ def test_one_launch_updates_all_parameters(recipe):
         assert_within_factor_two(ours, plain, exact)
 
 
-def batches(t):
-    rng = np.random.default_rng(t)
-    return rng.standard_normal((4, 3, 16, 16)), rng.integers(0, 10, 4)
-
-
-def in_float32(t):
-    images, labels = batches(t)
-    return images.astype(np.float32), labels
-
-
 def train(backend, network, recipe, dtype):
+    def draw(t):
+        rng = np.random.default_rng(t)
+        images, labels = rng.standard_normal((4, 3, 16, 16)), rng.integers(0, 10, 4)
+        return backend.xp.asarray(images.astype(dtype)), backend.xp.asarray(labels)
+
     state = initialise(network, recipe, 0, dtype=dtype)
-    draw = in_float32 if dtype == np.float32 else batches
     step = backend.make_step(network, recipe, draw, state, iterations=3, dtype=dtype)
     losses = [step(t) for t in range(3)]
     return losses, step.state()
@@ -78,13 +63,13 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_three_iterations_agree_with_numpy(name):
+def test_three_iterations_agree_with_numpy(name, emulated):
     """Each tensor of the state moves as far, and where float64 moves it, as well as NumPy's float32 does."""
     options, recipe = NETWORKS[name]
     network = build_network(**{"depth": 8} | options)
     exact_losses, exact = train(get_backend("reference"), network, recipe, np.float64)
     plain_losses, plain = train(get_backend("reference"), network, recipe, np.float32)
-    losses, ours = train(BACKEND, network, recipe, np.float32)
+    losses, ours = train(emulated, network, recipe, np.float32)
     np.testing.assert_allclose([loss for loss, _ in losses], [loss for loss, _ in exact_losses], rtol=1e-5)
     assert [errors for _, errors in losses] == [errors for _, errors in plain_losses]
     start = initialise(network, recipe, 0, dtype=np.float64)
@@ -94,11 +79,11 @@ def test_three_iterations_agree_with_numpy(name):
         assert rms(ours[key] - exact[key]) <= 2 * rms(plain[key] - exact[key]) + 1e-5 * moved, key
 
 
-def test_three_iterations_have_the_same_bits_in_any_order():
+def test_three_iterations_have_the_same_bits_in_any_order(emulated):
     network = build_network(8)
     states = []
     for seed in (0, *SCHEDULES[-2:]):
         with schedule(seed):
-            states.append(train(BACKEND, network, PAPER, np.float32)[1])
+            states.append(train(emulated, network, PAPER, np.float32)[1])
     for other in states[1:]:
         assert all(np.array_equal(states[0][key], other[key]) for key in other)

@@ -24,7 +24,7 @@ from tinyres_gpu.kernels.head import GlobalAveragePool, Linear, SoftmaxCrossEntr
 from tinyres_gpu.kernels.loader import CUPY, Device
 from tinyres_gpu.kernels.precision import PRECISIONS, check_precision
 
-__all__ = ["CUPY", "LAYERS", "MERGES", "PRECISIONS", "Device", "check_precision", "layers", "merges"]
+__all__ = ["CUPY", "PRECISIONS", "Device", "check_precision", "layers", "merges"]
 
 
 def layers(device: Device = CUPY, precision: str = "float32") -> dict[str, Pair]:
@@ -66,10 +66,3 @@ def merges(device: Device = CUPY, precision: str = "float32") -> dict[str, Pair]
 
 def _pair(layer: Any) -> Pair:
     return Pair(layer.forward, layer.backward)
-
-
-LAYERS = layers()
-"""The layers on the GPU that CuPy uses."""
-
-MERGES = merges()
-"""The merges on it."""

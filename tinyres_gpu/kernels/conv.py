@@ -99,8 +99,7 @@ class Conv:
         _, *out_image = dy.shape
         c_out, c_in, k, _ = cache.w.shape
         depth, pixels, tile = k * k * c_in, dy.size // c_out, tile_channels(c_out)
-        pixels_per_split = pixels_in_a_split(pixels)
-        splits = -(-pixels // pixels_per_split)
+        pixels_per_split, splits = pixels_in_a_split(pixels), count_splits(pixels)
         partial = self.device.empty(splits, depth, c_out)
         blocks = (-(-depth // self._tile_pixels(c_out)), -(-c_out // tile), splits)
         sizes = (n, pixels_per_split, *image, *out_image, k, cache.stride)
@@ -169,3 +168,8 @@ def pixels_in_a_split(pixels: int) -> int:
     At most 64 splits, at least 256 pixels each, and a multiple of the kernel's step.
     """
     return max(256, -(-pixels // 64 // 16) * 16)
+
+
+def count_splits(pixels: int) -> int:
+    """Return of how many partial sums the weight gradient is made."""
+    return -(-pixels // pixels_in_a_split(pixels))

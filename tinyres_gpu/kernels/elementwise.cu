@@ -4,9 +4,9 @@ __global__ void relu(const float* x, float* y, int size) {
   const int i = blockIdx.x * 256 + threadIdx.x;
   if (i < size) y[i] = fmaxf(x[i], 0.f);
 }
-__global__ void relu_gradient(const float* x, const float* dy, float* dx, int size) {
+__global__ void relu_gradient(const float* y, const float* dy, float* dx, int size) {
   const int i = blockIdx.x * 256 + threadIdx.x;
-  if (i < size) dx[i] = x[i] > 0 ? dy[i] : 0;
+  if (i < size) dx[i] = y[i] > 0 ? dy[i] : 0;  // y > 0 where x > 0
 }
 
 // ---- Option A: every stride-th pixel, zero channels appended. x is (N, H, W, C), y (N, H', W', C').

@@ -30,9 +30,9 @@ class Relu:
     device: Device
 
     def forward(self, x: Array) -> tuple[Array, Array]:
-        """Return max(x, 0), and x (N, H, W, C)."""
-        x = self.device.rows(x)
-        return run(self.device, "relu", x), x
+        """Return y = max(x, 0), and y (N, H, W, C): a convolution that follows keeps it anyway."""
+        y = run(self.device, "relu", self.device.rows(x))
+        return y, self.device.rows(y)
 
     def backward(self, dy: Array, cache: Array) -> Array:
         """Return dx."""
@@ -149,7 +149,7 @@ class DropoutInference:
 class GatingCache(NamedTuple):
     """What the backward pass reads."""
 
-    f: Array  # (N, H, W, C)
+    f: Array | None  # (N, H, W, C), where the gate acts on it
     g: Array  # (N, H, W, C)
     conv: ConvCache  # its x is s
 
@@ -168,7 +168,7 @@ class Gating:
         a = self.conv.convolve(conv.x, conv.w, None, 1)
         g, y = device.empty(*a.shape), device.empty(*a.shape)
         self._launch("gated_sum", a.size, conv.x, f, a, b, g, y, a.shape[3])
-        return y.transpose(0, 3, 1, 2), GatingCache(f, g, conv)
+        return y.transpose(0, 3, 1, 2), GatingCache(f if self.exclusive else None, g, conv)
 
     def backward(self, dy: Array, cache: GatingCache) -> tuple[Array, Array, Array, Array]:
         """Return ds, df, dw and db."""

@@ -144,6 +144,11 @@ class Device:
         """Run a kernel with a thread for each of `size` numbers, and `size` as its last argument."""
         self.launch(name, (-(-size // THREADS),), *arguments, size)
 
+    def forget(self) -> None:
+        """Drop the compiled kernels."""
+        self._modules.clear()
+        self._functions.clear()
+
     def rows(self, x: Array) -> Array:
         """Return (N, C, H, W) as a contiguous (N, H, W, C), without a copy where it lies so already."""
         if x.dtype != np.float32 and x.dtype != np.bool_:

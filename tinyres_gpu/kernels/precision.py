@@ -19,15 +19,15 @@ class Precision:
     ----------
     fraction_bits : int
         Of a rounded operand, the leading 1 not counted.
-    compute_capability : int
-        The oldest cards that have it, as in the architecture's name: 80 for sm_80.
+    compute_capability : (int, int)
+        That of the oldest cards that have it: (8, 0) for sm_80.
     """
 
     fraction_bits: int
-    compute_capability: int
+    compute_capability: tuple[int, int]
 
 
-PRECISIONS = {"float32": Precision(23, 75), "tf32": Precision(10, 80), "bf16": Precision(7, 80)}
+PRECISIONS = {"float32": Precision(23, (7, 5)), "tf32": Precision(10, (8, 0)), "bf16": Precision(7, (8, 0))}
 """By the words of ``--precision``."""
 
 
@@ -39,7 +39,7 @@ def check_precision(name: str, compute_capability: str) -> None:
     name : str
         A key of `PRECISIONS`.
     compute_capability : str
-        As CuPy gives it: ``"80"``.
+        As NVIDIA writes it: ``"8.0"``.
 
     Raises
     ------
@@ -48,8 +48,8 @@ def check_precision(name: str, compute_capability: str) -> None:
 
     Examples
     --------
-    >>> check_precision("float32", "75")
-    >>> check_precision("bf16", "75")
+    >>> check_precision("float32", "7.5")
+    >>> check_precision("bf16", "7.5")
     Traceback (most recent call last):
         ...
     tinyres.errors.UserError: bf16 needs compute capability 8.0 and this GPU has 7.5: use float32.
@@ -57,6 +57,7 @@ def check_precision(name: str, compute_capability: str) -> None:
     if name not in PRECISIONS:
         raise UserError(f"there is no precision {name!r}: choose one of {', '.join(PRECISIONS)}.")
     needed = PRECISIONS[name].compute_capability
-    if int(compute_capability) < needed:
-        have, advice = int(compute_capability) / 10, "--backend numpy" if name == "float32" else "float32"
-        raise UserError(f"{name} needs compute capability {needed / 10} and this GPU has {have}: use {advice}.")
+    if tuple(map(int, compute_capability.split("."))) < needed:
+        advice = "--backend cupy-reference" if name == "float32" else "float32"
+        needs = f"{name} needs compute capability {'.'.join(map(str, needed))}"
+        raise UserError(f"{needs} and this GPU has {compute_capability}: use {advice}.")

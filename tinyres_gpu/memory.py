@@ -1,0 +1,39 @@
+"""Where a card's memory runs out: one sentence that says what would fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from traceback import clear_frames
+from typing import Any
+
+from tinyres.errors import UserError
+from tinyres.memory import Need, too_little_memory
+
+
+@contextmanager
+def within_memory(need: Callable[[], Need], *, cupy: Any, working_tensors: int) -> Iterator[None]:
+    """Turn running out of a card's memory into a `UserError`.
+
+    Parameters
+    ----------
+    need : callable
+        Returns what the work takes; asked only if it is too much.
+    cupy : module
+    working_tensors : int
+        How many tensors of the largest size the pairs hold at a time.
+
+    Raises
+    ------
+    UserError
+        If the work in this context needs more than there is.
+    """
+    pool = cupy.get_default_memory_pool()
+    before = pool.used_bytes()
+    try:
+        yield
+    except cupy.cuda.memory.OutOfMemoryError as error:
+        clear_frames(error.__traceback__)  # they hold what filled the memory
+        free, _ = cupy.cuda.runtime.memGetInfo()
+        free += pool.total_bytes() - before
+        raise UserError(too_little_memory(need(), free, working_tensors)) from error
