@@ -94,9 +94,17 @@ class Kernel(ABC):
     def weight_gradient(self) -> Array:
         """Return dw, (C_out, C_in, k, k), once every tile was taken."""
 
-    def start(self, source: Source, output: Feature, w: Array) -> None:
-        """Begin a pass with the weights (C_out, C_in, k, k), the activation's factor in them already."""
+    def start(self, source: Source, output: Feature) -> None:
+        """Begin a pass."""
         self.source, self.output = source, output
+
+    @abstractmethod
+    def start_forward(self, source: Source, output: Feature, w: Array) -> None:
+        """Begin a forward pass with the weights (C_out, C_in, k, k), the activation's factor in them."""
+
+    @abstractmethod
+    def start_backward(self, source: Source, output: Feature, w: Array) -> None:
+        """Begin a backward pass with the same weights."""
 
     def columns(self, first: int, count: int = 1) -> slice:
         """Return the input pixels of some columns."""
@@ -120,12 +128,16 @@ class Pointwise(Kernel):
         self.mask = space("pointwise mask", self.flat_input.shape, self.integer)
         self.products = space("products", (rows, self.c_out, self.c_in))
 
-    def start(self, source: Source, output: Feature, w: Array) -> None:
-        """Begin a pass."""
-        super().start(source, output, w)
-        self.weight_shape = w.shape  # of the first convolution, whose input are patches, (16, 3, 3, 3)
+    def start_forward(self, source: Source, output: Feature, w: Array) -> None:
+        """Begin a forward pass."""
+        self.start(source, output)
         self.matrix = w.reshape(self.c_out, self.c_in)
-        self.transposed = np.ascontiguousarray(self.matrix.T)
+
+    def start_backward(self, source: Source, output: Feature, w: Array) -> None:
+        """Begin a backward pass."""
+        self.start(source, output)
+        self.weight_shape = w.shape  # of the first convolution, whose input are patches, (16, 3, 3, 3)
+        self.transposed = np.ascontiguousarray(w.reshape(self.c_out, self.c_in).T)
         self.dw = np.zeros((self.c_out, self.c_in), self.dtype)
         if self.stride > 1 and source.gradient is not None:
             source.gradient.rows[...] = 0  # the pixels between
@@ -167,7 +179,7 @@ class Winograd(Kernel):
     """3 x 3 with stride 1: F(4, 3) along the width, row windows along the height; a tile is four columns.
 
     A tile of the output reads six columns of the activated input, from the one before the tile to the one
-    behind it. They lie side by side in `inputs`, which slides along: two were the last two of the tile before.
+    behind it; the first two were there for the tile before.
     """
 
     def __init__(self, shape: ConvShape, space: Space) -> None:
@@ -175,9 +187,10 @@ class Winograd(Kernel):
         c_in, c_out, height, n = self.c_in, self.c_out, self.height, self.n
         six, padded = winograd.POINTS, height + 2
         self.tiles = self.width // winograd.TILE
-        self.inputs = space("inputs", (six, height, c_in, n))
-        self.masks = space("masks", (six, height, c_in * n), self.integer)
-        # v's and dm's borders stay zero: nobody else may have these two
+        # the input columns -1 to W, of which -1 and W stay zero, as v's and dm's borders do: nobody else may
+        # have these three
+        self.inputs = space("inputs", (self.width + 2, height, c_in, n))
+        self.masks = space("masks", (self.width, height, c_in * n), self.integer)
         self.v = space("v", (six, padded, c_in, n))
         self.dm = space("dm", (six, padded, c_out, n))
         self.v_windows = row_windows(self.v, height)  # (6, H, 3 C_in, n)
@@ -186,30 +199,30 @@ class Winograd(Kernel):
         self.m = space("m", (six, height, c_out, n))
         self.dv = space("m", (six, height, c_in, n))
         self.products = space("winograd products", (six, height, 3 * c_in, c_out))
-        self.edges = space("edges", (2, 2, height, c_in, n))  # dd0 and dd5 of this tile and the one before
+        self.before = space("columns before", (2, height, c_in, n))
 
         a_t, b_t = winograd.A_T.astype(self.dtype), winograd.B_T.astype(self.dtype)
-        self.a_t, self.b_t, self.a = a_t, b_t, np.ascontiguousarray(a_t.T)
-        self.b_inner, self.b_edges = np.ascontiguousarray(b_t[:, 1:5].T), np.ascontiguousarray(b_t[:, [0, 5]].T)
+        self.a_t, self.b_t = a_t, b_t
+        self.a, self.b = np.ascontiguousarray(a_t.T), np.ascontiguousarray(b_t.T)
         strips = winograd.strips
-        self.input_strips, self.m_strips, self.dv_strips = strips(self.inputs), strips(self.m), strips(self.dv)
+        self.m_strips, self.dv_strips = strips(self.m), strips(self.dv)
         self.v_strips, self.dm_strips = strips(self.v[:, 1:-1]), strips(self.dm[:, 1:-1])
-        self.edge_strips = [strips(edges) for edges in self.edges]
 
-    def start(self, source: Source, output: Feature, w: Array) -> None:
-        """Begin a pass: transform the weights."""
-        super().start(source, output, w)
-        six = winograd.POINTS
-        u = winograd.transform_weights(w)  # (6, C_out, 3, C_in)
-        self.u = u.reshape(six, 1, self.c_out, 3 * self.c_in)
-        turned = np.ascontiguousarray(u[:, :, ::-1].transpose(0, 3, 2, 1))  # (6, C_in, 3, C_out)
-        self.u_turned = turned.reshape(six, 1, self.c_in, 3 * self.c_out)
-        self.du = np.zeros((six, 3 * self.c_in, self.c_out), self.dtype)
+    def start_forward(self, source: Source, output: Feature, w: Array) -> None:
+        """Begin a forward pass: transform the weights."""
+        self.start(source, output)
+        self.u = winograd.transform_weights(w).reshape(winograd.POINTS, 1, self.c_out, 3 * self.c_in)
+
+    def start_backward(self, source: Source, output: Feature, w: Array) -> None:
+        """Begin a backward pass: transform the weights, their rows turned and their channels exchanged."""
+        self.start(source, output)
+        turned = winograd.transform_weights(w[:, :, ::-1].swapaxes(0, 1))  # (6, C_in, 3, C_out)
+        self.u_turned = turned.reshape(winograd.POINTS, 1, self.c_in, 3 * self.c_out)
+        self.du = np.zeros((winograd.POINTS, 3 * self.c_in, self.c_out), self.dtype)
 
     def forward(self, t: int) -> slice:
         """Compute tile t of the output."""
-        self._slide(t, backward=False)
-        np.matmul(self.b_t, self.input_strips, out=self.v_strips)
+        np.matmul(self.b_t, self._load(t, backward=False), out=self.v_strips)
         np.matmul(self.u, self.v_windows, out=self.m)
         first = t * winograd.TILE
         y = winograd.strips(self.output.columns[first : first + winograd.TILE])
@@ -217,10 +230,12 @@ class Winograd(Kernel):
         return self.columns(first, winograd.TILE)
 
     def backward(self, t: int) -> Finished:
-        """Take tile t of dy; the last column of the input's gradient waits for the next tile's share."""
+        """Take tile t of dy; the last column of the input's gradient waits for the next tile's share.
+
+        The tile reaches six columns of that gradient, and the first two hold what the tile before gave them.
+        """
         first = t * winograd.TILE
-        self._slide(t, backward=True)
-        np.matmul(self.b_t, self.input_strips, out=self.v_strips)
+        np.matmul(self.b_t, self._load(t, backward=True), out=self.v_strips)
         dy = self.output.load_gradient(self.columns(first, winograd.TILE))
         dy = dy.reshape(winograd.TILE, self.height, self.c_out, self.n)
         np.matmul(self.a, winograd.strips(dy), out=self.dm_strips)
@@ -230,17 +245,16 @@ class Winograd(Kernel):
 
         np.matmul(self.u_turned, self.dm_windows, out=self.dv)
         assert self.source.gradient is not None
-        z = self.source.gradient.columns
-        np.matmul(self.b_inner, self.dv_strips, out=winograd.strips(z[first : first + winograd.TILE]))
-        here, before = t % 2, (t - 1) % 2
-        np.matmul(self.b_edges, self.dv_strips, out=self.edge_strips[here])
+        begin, end = max(first - 1, 0), min(first + winograd.TILE + 1, self.width)
+        z = self.source.gradient.columns[begin:end]
         if t:
-            np.add(z[first - 1], self.edges[here][0], out=z[first - 1])
-            np.add(z[first], self.edges[before][1], out=z[first])
-
-        begin = max(first - 1, 0)
-        end = self.width if t == self.tiles - 1 else first + winograd.TILE - 1
-        masks = self.masks[begin - first + 1 : end - first + 1]
+            self.before[...] = z[:2]
+        np.matmul(self.b[begin - first + 1 : end - first + 1], self.dv_strips, out=winograd.strips(z))
+        if t:
+            np.add(z[:2], self.before, out=z[:2])
+        if t < self.tiles - 1:
+            end -= 2
+        masks = self.masks[begin:end]
         yield self.columns(begin, end - begin), masks.reshape(-1, masks.shape[-1])
 
     def weight_gradient(self) -> Array:
@@ -248,28 +262,20 @@ class Winograd(Kernel):
         du = self.du.reshape(winograd.POINTS, 3, self.c_in, self.c_out)
         return -winograd.transform_weight_gradient(du)
 
-    def _slide(self, t: int, backward: bool) -> None:
-        """Bring `inputs`, and backward `masks`, to the columns 4t - 1 to 4t + 4; zeros beyond the borders."""
-        first = t * winograd.TILE - 1  # the column in place 0
-        if t == 0:
-            self.inputs[0] = 0
-            place = 1
-        else:
-            self.inputs[:2] = self.inputs[4:]
-            if backward:
-                self.masks[:2] = self.masks[4:]
-            place = 2
-        count = min(self.width - first, winograd.POINTS) - place
-        inputs = self.inputs[place : place + count].reshape(count * self.height, -1)
-        pixels = self.columns(first + place, count)
+    def _load(self, t: int, backward: bool) -> Array:
+        """Return the strips of the six columns that tile t reads, of which the first two are mostly there."""
+        first = t * winograd.TILE
+        begin, end = first + (t > 0), min(first + winograd.TILE + 1, self.width)
+        inputs = self.inputs[begin + 1 : end + 1].reshape((end - begin) * self.height, -1)
+        pixels = self.columns(begin, end - begin)
         if backward:
-            masks = self.masks[place : place + count].reshape(inputs.shape)
+            masks = self.masks[begin:end].reshape(inputs.shape)
             loaded = self.source.reload(pixels, inputs, masks)
         else:
             loaded = self.source.load(pixels, inputs)
         if loaded is not inputs:
             inputs[...] = loaded
-        self.inputs[place + count :] = 0
+        return winograd.strips(self.inputs[first : first + winograd.POINTS])
 
 
 class Strided(Kernel):
@@ -291,10 +297,14 @@ class Strided(Kernel):
         self.dy_transposed = space("strided dy transposed", (rows, n, c_out))
         self.products = space("strided products", (rows, 3 * c_in, c_out))
 
-    def start(self, source: Source, output: Feature, w: Array) -> None:
-        """Begin a pass: sort the weights by kernel column."""
-        super().start(source, output, w)
+    def start_forward(self, source: Source, output: Feature, w: Array) -> None:
+        """Begin a forward pass: sort the weights by kernel column."""
+        self.start(source, output)
         self.by_column = np.ascontiguousarray(w.transpose(3, 0, 2, 1)).reshape(3, self.c_out, 3 * self.c_in)
+
+    def start_backward(self, source: Source, output: Feature, w: Array) -> None:
+        """Begin a backward pass: sort the weights by kernel column, and by the parity of the input row."""
+        self.start(source, output)
         taps = w.transpose(3, 2, 1, 0)  # (kw, kh, C_in, C_out)
         self.even = np.ascontiguousarray(taps[:, 1])
         self.odd = np.ascontiguousarray(np.concatenate([taps[:, 2], taps[:, 0]], axis=2))

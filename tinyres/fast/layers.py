@@ -31,7 +31,7 @@ class ConvLayer:
 
     def forward(self, params: Mapping[str, Array]) -> None:
         """Compute the output, tile by tile."""
-        self.kernel.start(self.source, self.output, self._scaled(params[self.weight]))
+        self.kernel.start_forward(self.source, self.output, self._scaled(params[self.weight]))
         self.output.start()
         for t in range(self.kernel.tiles):
             self.output.complete(self.kernel.forward(t))
@@ -40,7 +40,7 @@ class ConvLayer:
     def backward(self, params: Mapping[str, Array]) -> Gradients:
         """Compute the source's gradient, tile by tile; return the weights' and those of its batch norm."""
         source, w = self.source, self._scaled(params[self.weight])
-        self.kernel.start(source, self.output, w)
+        self.kernel.start_backward(source, self.output, w)
         for t in range(self.kernel.tiles):
             for tile, mask in self.kernel.backward(t):
                 source.absorb(tile, mask)
