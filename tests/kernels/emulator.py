@@ -64,7 +64,11 @@ class EmulatedModule:
         self._numbers = {name: number for number, name in enumerate(name_expressions)}
 
     def get_function(self, name: str) -> Callable[..., None]:
-        """Return a kernel: ``kernel(grid, block, args, shared_mem=0)``."""
+        """Return a kernel: ``kernel(grid, block, args, shared_mem=0)``.
+
+        Its attribute `signature` has a word for each argument: v a value, r a pointer to what is const, w to
+        what is not, and the bytes of what is pointed to.
+        """
         number = self._numbers[name]
         run = getattr(self._library, f"run{number}")
         describe = getattr(self._library, f"describe{number}")
@@ -88,6 +92,7 @@ class EmulatedModule:
                 for argument in arguments:
                     argument.copy_back()
 
+        launch.signature = signature  # type: ignore[attr-defined]
         return launch
 
 

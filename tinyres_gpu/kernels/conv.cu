@@ -52,22 +52,7 @@ __global__ void __launch_bounds__(THREADS)
       weights[t % DEPTH][i] = k < depth && o < out_channels ? w[weight_address(at, o, g)] : 0;
     }
     __syncthreads();
-
-    float part[4][4] = {};
-#pragma unroll
-    for (int d = 0; d < DEPTH; d++) {
-      const float4 a = *(const float4*)&window[d][my_pixel];
-      const float4 b = *(const float4*)&weights[d][my_channel];
-      const float as[4] = {a.x, a.y, a.z, a.w}, bs[4] = {b.x, b.y, b.z, b.w};
-#pragma unroll
-      for (int i = 0; i < 4; i++)
-#pragma unroll
-        for (int j = 0; j < 4; j++) part[i][j] = fmaf(as[i], bs[j], part[i][j]);
-    }
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-#pragma unroll
-      for (int j = 0; j < 4; j++) total[i][j] += part[i][j];
+    multiply_in_registers<DEPTH>(total, window, weights, my_pixel, my_channel);
     __syncthreads();  // nobody may overwrite a tile that another thread still reads
   }
 

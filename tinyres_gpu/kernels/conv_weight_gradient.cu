@@ -41,22 +41,7 @@ __global__ void __launch_bounds__(THREADS)
       gradient[i / CHANNELS][i % CHANNELS] = pixel < end && o < out_channels ? dy[pixel * out_channels + o] : 0;
     }
     __syncthreads();
-
-    float part[4][4] = {};
-#pragma unroll
-    for (int p = 0; p < RUN; p++) {
-      const float4 a = *(const float4*)&window[p][my_row];
-      const float4 b = *(const float4*)&gradient[p][my_channel];
-      const float as[4] = {a.x, a.y, a.z, a.w}, bs[4] = {b.x, b.y, b.z, b.w};
-#pragma unroll
-      for (int i = 0; i < 4; i++)
-#pragma unroll
-        for (int j = 0; j < 4; j++) part[i][j] = fmaf(as[i], bs[j], part[i][j]);
-    }
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-#pragma unroll
-      for (int j = 0; j < 4; j++) total[i][j] += part[i][j];
+    multiply_in_registers<RUN>(total, window, gradient, my_row, my_channel);
     __syncthreads();
   }
 

@@ -20,21 +20,34 @@ from tinyres.errors import UserError
 THREADS = 256  # in every block of every kernel
 LARGEST = 2**31 - 1  # numbers in a tensor: kernels count in 32 bits
 
+_TILED = ("bn.cuh", "moments.cuh", "window.cuh", "tile.cuh")
+_QUADS = (*_TILED, "quads.cuh", "operands.cuh", "tile_sums.cuh")
+_FUSED = ("window_product.cuh", "fused_conv.cu", "fused_data_gradient.cu", "fused_weight_gradient.cu")
+_PRODUCT = ("registers.cuh", "product.cuh")
+_TENSOR_CORE = ("ptx.cuh", "tensor_core.cuh")
+
 SOURCES = {
-    "conv": ("bn.cuh", "moments.cuh", "window.cuh", "tile.cuh", "conv.cu"),
-    "conv_weight_gradient": ("sums.cuh", "bn.cuh", "window.cuh", "conv_weight_gradient.cu"),
-    "conv_tensor_core": ("ptx.cuh", "bn.cuh", "moments.cuh", "window.cuh", "tile.cuh", "conv_tensor_core.cu"),
+    "conv": (*_TILED, "registers.cuh", "conv.cu"),
+    "conv_weight_gradient": ("sums.cuh", "bn.cuh", "window.cuh", "registers.cuh", "conv_weight_gradient.cu"),
+    "conv_tensor_core": (*_TILED, *_TENSOR_CORE, "conv_tensor_core.cu"),
     "bn_moments": ("moments.cuh", "bn_moments.cu"),
     "bn": ("sums.cuh", "bn.cuh", "bn.cu"),
     "head": ("sums.cuh", "head.cu"),
     "elementwise": ("bn.cuh", "window.cuh", "elementwise.cu"),
     "update": ("update.cu",),
+    "fused": (*_QUADS, *_PRODUCT, *_FUSED),
+    "fused_tensor_core": (*_QUADS, *_TENSOR_CORE, *_PRODUCT, "product_tensor_core.cuh", *_FUSED),
+    "finish": ("sums.cuh", "bn.cuh", "window.cuh", "finish.cu"),
+    "join": (*_QUADS, "join.cu"),
+    "planned_head": ("sums.cuh", *_QUADS, "planned_head.cu"),
+    "iteration": (*_QUADS, "iteration.cu"),
 }
 """Module name -> the files it is made of. They are joined, not included: CuPy's cache looks at the source it is
 given and would not notice a header that has changed."""
 
 _TILES = (16, 32, 64)  # channels of a block
 _FLAGS = ("false", "true")
+_FUSED_NAMES = ("fused_conv", "fused_data_gradient", "fused_weight_gradient")
 
 KERNELS = {
     "conv": tuple(f"conv<{tile}, {moments}>" for tile in _TILES for moments in _FLAGS),
@@ -76,6 +89,17 @@ KERNELS = {
         *(f"{name}<{exclusive}>" for name in ("gated_sum", "gated_sum_gradient") for exclusive in _FLAGS),
     ),
     "update": ("update<false>", "update<true>"),
+    "fused": tuple(f"{name}<{tile}, Float32>" for name in _FUSED_NAMES for tile in _TILES),
+    "fused_tensor_core": tuple(
+        f"{name}<{tile}, {arithmetic}>"
+        for name in _FUSED_NAMES
+        for tile in _TILES
+        for arithmetic in ("Tf32", "Bf16")
+    ),
+    "finish": ("finish_moments", "finish_sums", "sum_splits"),
+    "join": ("join", *(f"projection_sums<{tile}>" for tile in _TILES)),
+    "planned_head": ("pool", "classify", "linear_gradient", *(f"pool_gradient<{tile}>" for tile in _TILES)),
+    "iteration": ("next_iteration", "augment"),
 }
 """Every kernel there is, by module: what is compiled, and what the tests demand to compile."""
 
@@ -117,6 +141,15 @@ class Device:
         array: Array = self.xp.empty(shape, dtype)
         return array
 
+    def kernel(self, name: str) -> Any:
+        """Return a kernel, compiled when it is first asked for: ``kernel(grid, block, arguments)``."""
+        if name not in self._functions:
+            module = next(module for module, names in KERNELS.items() if name in names)
+            if module not in self._modules:
+                self._modules[module] = self.compile(read_source(module), KERNELS[module])
+            self._functions[name] = self._modules[module].get_function(name)
+        return self._functions[name]
+
     def launch(
         self, name: str, blocks: Sequence[int], *arguments: Any, block: Sequence[int] = (THREADS,)
     ) -> None:
@@ -133,12 +166,7 @@ class Device:
         block : sequence of int
             The shape of a block.
         """
-        if name not in self._functions:
-            module = next(module for module, names in KERNELS.items() if name in names)
-            if module not in self._modules:
-                self._modules[module] = self.compile(read_source(module), KERNELS[module])
-            self._functions[name] = self._modules[module].get_function(name)
-        self._functions[name](tuple(blocks), tuple(block), tuple(_argument(a) for a in arguments))
+        self.kernel(name)(tuple(blocks), tuple(block), tuple(as_argument(a) for a in arguments))
 
     def launch_for_each(self, name: str, size: int, *arguments: Any) -> None:
         """Run a kernel with a thread for each of `size` numbers, and `size` as its last argument."""
@@ -161,7 +189,8 @@ class Device:
         return array
 
 
-def _argument(value: Any) -> Any:
+def as_argument(value: Any) -> Any:
+    """Return a value as a kernel takes it: int32 and float32 for Python's numbers, a null pointer for None."""
     if isinstance(value, int):
         return np.int32(value)
     if isinstance(value, float):

@@ -1,0 +1,51 @@
+// A convolution with everything around it: y = conv(relu(bn(x)), w) + shortcut, and the moments of y.
+//
+// Batch norm and ReLU are applied while x is read, the shortcut is added before y is written, and the tile's share
+// of the next batch norm's moments is found while y is at hand: mean, and sum of squared deviations from it, in two
+// passes over the tile in shared memory. finish.cu merges the tiles.
+
+template <int CHANNELS, class Arithmetic>
+__global__ void __launch_bounds__(THREADS, 2)
+    fused_conv(const float* x, const float4* norm, const float* w, const float* shortcut, const float4* shortcut_norm,
+               int shortcut_channels, int shortcut_stride, float* y, float2* moments, int images, int images_per_group,
+               int height, int width, int channels, int out_height, int out_width, int out_channels, int kernel,
+               int stride) {
+  using P = Product<CHANNELS, Arithmetic>;
+  constexpr int QUADS = CHANNELS / 4;
+  const Geometry g = {height, width, channels, out_height, out_width, out_channels, kernel, stride, false};
+  const Tile tile = find_tile(P::ROWS, images, images_per_group, out_height * out_width);
+  const int t = threadIdx.x, count = min(P::ROWS, tile.end - tile.first), first_channel = blockIdx.y * CHANNELS;
+
+  __shared__ Pixel places[P::ROWS];
+  __shared__ __align__(16) typename P::Shared shared;
+  __shared__ float4 sums[THREADS / 32][QUADS];
+  for (int i = t; i < P::ROWS; i += THREADS) places[i] = locate(tile.first + i, out_height, out_width);
+  __syncthreads();
+
+  P product;
+  Activated activated = {x, norm, true};
+  multiply_windows<CHANNELS, false>(product, shared.tiles, places, count, activated, tile.group, w, first_channel, g,
+                                    [](int, float4) {});
+  product.write(shared.outputs);
+  __syncthreads();
+
+  const int quad = t % QUADS, c = first_channel + quad * 4;
+  Shortcut added = {{shortcut, shortcut_norm, true}, shortcut_channels, shortcut_stride};
+  if (shortcut && c < shortcut_channels) added.from.at_channel(tile.group * shortcut_channels + c);
+  float4 sum = {0, 0, 0, 0}, m2 = {0, 0, 0, 0};
+  for (int i = t / QUADS; i < count; i += THREADS / QUADS) {
+    float4 v = load(shared.outputs[i], quad * 4);
+    if (shortcut) v = v + added.read(places[i], c, out_height, out_width);
+    store(shared.outputs[i], quad * 4, v);
+    store(y, (tile.first + i) * out_channels + c, v);
+    sum = sum + v;
+  }
+  if (!moments) return;
+  const float4 mean = sum_over_tile<CHANNELS>(sum, sums) * (1.f / count);
+  for (int i = t / QUADS; i < count; i += THREADS / QUADS) {
+    const float4 deviation = load(shared.outputs[i], quad * 4) - mean;
+    m2 = m2 + deviation * deviation;
+  }
+  m2 = sum_over_tile<CHANNELS>(m2, sums);
+  write_pair<CHANNELS>(moments, mean, m2, tile, c, out_channels);
+}

@@ -1,0 +1,56 @@
+// The data gradient of a convolution with everything around it. The convolution read relu(bn(t)); this launch
+// turns the gradient at its output y into the gradient dz behind that batch norm, and the two sums that go with it:
+//
+//     dy  = base + a dz' + b (y - mean) + c      on the way in, see operands.cuh (dz' is behind y's batch norm)
+//     da  = conv's gradient of dy (+ `added`)    what else reads the same activation: the shortcut's gradient
+//     dz  = da where bn(t) > 0                   on the way out, see tile_sums.cuh
+//
+// `kept` gets dy itself, where the next unit's shortcut or the weight gradient wants it as one tensor: each value is
+// read by many blocks, and written by the one that finds it under the middle of the window. Without a norm the
+// launch is the plain data gradient: a projection's, which is `added` by the one that follows it.
+
+template <int CHANNELS, class Arithmetic>
+__global__ void __launch_bounds__(THREADS, 2)
+    fused_data_gradient(const float* base, const float* dz, const float* y, const float4* affine, float* kept,
+                        const float* w, const float* added, int added_channels, int added_stride, const float* t,
+                        const float4* norm, const float* gate, float* dx, float2* sums, int images,
+                        int images_per_group, int height, int width, int channels, int out_height, int out_width,
+                        int out_channels, int kernel, int stride) {
+  using P = Product<CHANNELS, Arithmetic>;
+  constexpr int QUADS = CHANNELS / 4;
+  const Geometry g = {height, width, channels, out_height, out_width, out_channels, kernel, stride, true};
+  const Tile tile = find_tile(P::ROWS, images, images_per_group, out_height * out_width);
+  const int count = min(P::ROWS, tile.end - tile.first), first_channel = blockIdx.y * CHANNELS;
+
+  __shared__ Pixel places[P::ROWS];
+  __shared__ __align__(16) typename P::Shared shared;
+  __shared__ float4 reduced[THREADS / 32][QUADS];
+  for (int i = threadIdx.x; i < P::ROWS; i += THREADS) places[i] = locate(tile.first + i, out_height, out_width);
+  __syncthreads();
+
+  P product;
+  Arriving arriving = {base, dz, y, affine};
+  multiply_windows<CHANNELS, true>(product, shared.tiles, places, count, arriving, tile.group, w, first_channel, g,
+                                   [=](int at, float4 v) {
+                                     if (kept) store(kept, at, v);
+                                   });
+  product.write(shared.outputs);
+  __syncthreads();
+
+  const int added_height = (out_height - 1) / added_stride + 1, added_width = (out_width - 1) / added_stride + 1;
+  const auto gradient = [&](int i, int c) {
+    float4 v = load(shared.outputs[i], c - first_channel);
+    const Pixel& at = places[i];
+    if (added && at.row % added_stride == 0 && at.column % added_stride == 0)
+      v = v + load(added, ((at.image * added_height + at.row / added_stride) * added_width +
+                           at.column / added_stride) * added_channels + c);
+    return v;
+  };
+  if (norm) {
+    pass_gate<CHANNELS>(t, norm, gate, dx, sums, tile, P::ROWS, first_channel, out_channels, reduced, gradient);
+    return;
+  }
+  const int c = first_channel + threadIdx.x % QUADS * 4;
+  for (int i = threadIdx.x / QUADS; i < count; i += THREADS / QUADS)
+    store(dx, (tile.first + i) * out_channels + c, gradient(i, c));
+}

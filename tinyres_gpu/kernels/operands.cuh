@@ -1,0 +1,60 @@
+// What the fused kernels read: never an activation or a gradient that somebody wrote down for them, but what it is
+// made of. Each operand is read four channels at a time, after it was told which: `at_channel` fetches what belongs
+// to these channels, and the loop over pixels that follows reuses it.
+
+// ---- Forward: relu(bn(x)); x itself where there is no batch norm, or no ReLU where `rectified` is false.
+struct Activated {
+  const float* x;
+  const float4* norm;  // (groups, channels), or null
+  bool rectified;
+  Norms by;
+
+  __device__ __forceinline__ void at_channel(int group_channel) {
+    if (norm) by = load_norms(norm, group_channel);
+  }
+  __device__ __forceinline__ float4 read(int at) const {
+    const float4 v = load(x, at);
+    if (!norm) return v;
+    return rectified ? relu(bn(v, by)) : bn(v, by);
+  }
+};
+
+// ---- Backward: the gradient at a tensor y that a batch norm reads, from the gradient dz behind that norm,
+//
+//     dy = base + a dz + b (y - mean) + c        with (a, b, c, mean) for each group and channel
+//
+// which is batch norm's backward (finish.cu has the coefficients) as an affine map, and `base` is the gradient
+// that comes along the shortcut: the "1 +" of Eq. (5). Either part may be missing.
+struct Arriving {
+  const float *base, *dz, *y;  // null: not there
+  const float4* affine;        // (groups, channels), where dz is there
+  Norms by;
+
+  __device__ __forceinline__ void at_channel(int group_channel) {
+    if (dz) by = load_norms(affine, group_channel);
+  }
+  __device__ __forceinline__ float4 read(int at) const {
+    float4 v = base ? load(base, at) : float4{0, 0, 0, 0};
+    if (dz) {
+      const float4 d = load(dz, at), s = load(y, at);
+      v.x += fmaf(by.of[0].x, d.x, fmaf(by.of[0].y, s.x - by.of[0].w, by.of[0].z));
+      v.y += fmaf(by.of[1].x, d.y, fmaf(by.of[1].y, s.y - by.of[1].w, by.of[1].z));
+      v.z += fmaf(by.of[2].x, d.z, fmaf(by.of[2].y, s.z - by.of[2].w, by.of[2].z));
+      v.w += fmaf(by.of[3].x, d.w, fmaf(by.of[3].y, s.w - by.of[3].w, by.of[3].z));
+    }
+    return v;
+  }
+};
+
+// ---- The shortcut's signal where a unit adds it: every stride-th pixel of an activated tensor, zero channels
+// appended (option A); with stride 1 and all channels it is the tensor itself.
+struct Shortcut {
+  Activated from;
+  int channels, stride;
+
+  __device__ __forceinline__ float4 read(const Pixel& out, int c, int height, int width) const {
+    if (c >= channels) return {0, 0, 0, 0};
+    const int from_height = height * stride, from_width = width * stride;
+    return from.read(((out.image * from_height + out.row * stride) * from_width + out.column * stride) * channels + c);
+  }
+};

@@ -1,0 +1,33 @@
+// A warp's matrix product on the tensor cores, with operands in TF32 or bfloat16 and sums in float32.
+//
+// A tensor core multiplies two small matrices that lie spread over the 32 lanes of a warp (ptx.cuh shows how).
+// What lies in a register is a word: one TF32 value, or two bfloat16 values that are neighbours along k. Counted
+// in words both formats look the same: an instruction multiplies 16 rows of 8 words by 8 columns of 8 words. So
+// the tiles in shared memory are arrays of words, and only rounding and the instruction itself know the format.
+//
+// Rows of a tile are PITCH = 20 words apart: lane l reads row l / 4 at word l % 4, and 20 (l / 4) + l % 4 are 32
+// different memory banks.
+
+constexpr int WORDS = 16, PITCH = WORDS + 4, WARPS = THREADS / 32;
+
+template <bool BF16> __device__ __forceinline__ unsigned make_word(float low, float high) {
+  return BF16 ? pack_bf16(low, high) : to_tf32(low);
+}
+
+// acc (16 x CHANNELS) += rows (16 x WORDS) columns^T (CHANNELS x WORDS), by one warp.
+template <int CHANNELS, bool BF16>
+__device__ __forceinline__ void multiply(float (&acc)[CHANNELS / 8][4], const unsigned (*rows)[PITCH],
+                                         const unsigned (*columns)[PITCH]) {
+  const int row = threadIdx.x % 32 / 4, word = threadIdx.x % 4;
+#pragma unroll
+  for (int first = 0; first < WORDS; first += 8) {
+    const unsigned a[4] = {rows[row][first + word], rows[row + 8][first + word], rows[row][first + word + 4],
+                           rows[row + 8][first + word + 4]};
+#pragma unroll
+    for (int j = 0; j < CHANNELS / 8; j++) {
+      const unsigned b[2] = {columns[j * 8 + row][first + word], columns[j * 8 + row][first + word + 4]};
+      if (BF16) mma_bf16(acc[j], a, b);
+      else mma_tf32(acc[j], a, b);
+    }
+  }
+}
