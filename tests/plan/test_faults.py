@@ -1,0 +1,174 @@
+"""Fused kernels damaged on purpose: comparing whole steps with the textbook's must notice each of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import pytest
+
+from tests.kernels.emulator import EmulatedModule, EmulationError, schedule
+from tests.kernels.tools import EMULATED, EmulatedDevice, require_compiler
+from tests.plan.tools import assert_as_good, build, gradients_of, planned, textbook
+from tinyres_gpu.kernels.loader import KERNELS, read_source
+
+pytestmark = require_compiler
+
+SIZE = (12, 12)  # tiles that are not full, and two splits of a weight gradient
+
+
+@dataclass(frozen=True)
+class Fault:
+    what: str
+    kernel: str  # that has it; all others are as they are
+    before: str
+    after: str
+    network: str = "the default"
+    place: int = 0  # which occurrence of `before`
+    seed: int = 1  # of the schedule that shows it
+
+
+CONV, DATA, WEIGHTS = (f"fused_{name}<16, Float32>" for name in ("conv", "data_gradient", "weight_gradient"))
+CONV_32, DATA_32 = (f"fused_{name}<32, Float32>" for name in ("conv", "data_gradient"))
+
+FAULTS = [
+    Fault(
+        "no barrier after the tiles are filled",
+        CONV,
+        "__syncthreads();\n    product.multiply(tiles)",
+        "product.multiply(tiles)",
+    ),
+    Fault("no barrier before they are filled again", CONV, "__syncthreads();  // nobody may", "// nobody may"),
+    Fault(
+        "outputs are read before they are written",
+        CONV,
+        "product.write(shared.outputs);\n  __syncthreads();",
+        "product.write(shared.outputs);",
+    ),
+    Fault("a sum over the tile is read too early", CONV, "= mine;\n  __syncthreads();", "= mine;"),
+    Fault("padding is not zero", CONV, "return at < size ? at : -1", "return at < size ? max(at, 0) : -1"),
+    Fault("no ReLU", CONV, "rectified ? relu(bn(v, by)) : bn(v, by)", "bn(v, by)"),
+    Fault("squares in place of squared deviations", CONV, "quad * 4) - mean;", "quad * 4);"),
+    Fault(
+        "moments of what was there before the shortcut",
+        CONV,
+        "if (shortcut) v = v + added",
+        "sum = sum + v;\n    if (shortcut) v = v + added",
+    ),
+    Fault("the shortcut takes the wrong pixels", CONV_32, "out.row * stride)", "out.row)"),
+    Fault(
+        "the shortcut's channels are activated as the first ones",
+        CONV,
+        "shortcut_channels + c);",
+        "shortcut_channels);",
+    ),
+    Fault("no ReLU mask", DATA, "{z.x > 0 ? v.x : 0,", "{v.x,"),
+    Fault("the mask of what lies before batch norm", DATA, "load(gate, at) : bn(x, by)", "load(gate, at) : x"),
+    Fault("the mask is not that of the sum", DATA, "gate ? load(gate, at) :", "false ? x :", "original"),
+    Fault("a sum of the wrong product", DATA, "v * normalise(x, by)", "v * x"),
+    Fault("batch norm's backward without the mean", DATA, "s.y - by.of[1].w", "s.y"),
+    Fault(
+        "the shortcut's gradient is lost",
+        DATA,
+        "base ? load(base, at) :",
+        "false ? load(base, at) :",
+        "two units a stage",
+    ),
+    Fault(
+        "the shortcut's gradient reaches every pixel",
+        DATA,
+        "added && at.row % added_stride == 0 &&",
+        "added &&",
+    ),
+    Fault("the gradient of another row", DATA, "at.row / added_stride)", "at.row)"),
+    Fault(
+        "what is kept has its channels exchanged",
+        DATA_32,
+        "if (middle) visit(from, v)",
+        "if (middle) visit(from, {v.y, v.x, v.z, v.w})",
+        "two units a stage",
+    ),
+    Fault("a stride that does not divide", DATA, "at % stride != 0", "false"),
+    Fault(
+        "no barrier after the tiles are filled",
+        WEIGHTS,
+        "__syncthreads();\n    product.multiply(shared.tiles)",
+        "product.multiply(shared.tiles)",
+    ),
+    Fault("splits overlap", WEIGHTS, "min(split.end, split.first + pixels_of_split)", "split.end"),
+    Fault("every split is of the first group", WEIGHTS, "split.group * channels + at.channel", "at.channel"),
+    Fault("the gradient's coefficients are of the first group", WEIGHTS, "split.group * out_channels +", "0 +"),
+    Fault("rows beyond the last", WEIGHTS, "first_row + i < depth", "true"),
+    Fault(
+        "the last tile counts as a full one",
+        "finish_moments",
+        "min(pixels_of_tile, pixels_of_group - i * pixels_of_tile)",
+        "pixels_of_tile",
+    ),
+    Fault("a sum over lanes is read too early", "finish_moments", "= mine;\n  __syncthreads();", "= mine;"),
+    Fault("running statistics of every group", "finish_moments", "if (group != 0) return;", ""),
+    Fault(
+        "a biased running variance",
+        "finish_moments",
+        "var * pixels_of_group / max(1, pixels_of_group - 1)",
+        "var",
+    ),
+    Fault("sums of the last group alone", "finish_sums", "total_along += along;", "total_along = along;"),
+    Fault("the last split is forgotten", "sum_splits", "(int)sum.splits", "(int)sum.splits - 1"),
+    Fault("no ReLU behind the addition", "join", "relu(f + added", "(f + added", "original"),
+    Fault("a projection behind a ReLU", "join", "rectified != 0", "true", "original with option B"),
+    Fault("the loss of another class", "classify", "k == label ? 1.f", "k == 0 ? 1.f"),
+    Fault(
+        "logits are overwritten while others read them",
+        "classify",
+        "__syncthreads();  // everybody has read the logits",
+        "",
+    ),
+    Fault("pooled over too few pixels", "pool", "first + 16", "first + 8"),
+]
+
+
+class Damaged(EmulatedDevice):
+    """The emulated GPU with a fault in one kernel; the others are those that are compiled already."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(EMULATED.compile, EMULATED.library, EMULATED.address)
+        module = next(module for module, names in KERNELS.items() if fault.kernel in names)
+        parts = read_source(module).split(fault.before)
+        assert len(parts) > fault.place + 1, f"the source has changed: {fault.before!r} is not there"
+        start, end = parts[: fault.place + 1], parts[fault.place + 1 :]
+        code = fault.before.join(start) + fault.after + fault.before.join(end)
+        self._functions[fault.kernel] = EmulatedModule(code, [fault.kernel]).get_function(fault.kernel)
+
+    def kernel(self, name):
+        return self._functions.get(name) or EMULATED.kernel(name)
+
+
+@cache
+def by_the_textbook(name, dtype):
+    return textbook(build(name), dtype, size=SIZE)
+
+
+def compare(name, device):
+    step = planned(build(name), device=device, size=SIZE)
+    loss, _ = step(0)
+    exact_loss, _, exact_gradients, exact = by_the_textbook(name, np.float64)
+    _, _, plain_gradients, plain = by_the_textbook(name, np.float32)
+    assert loss == pytest.approx(exact_loss, rel=1e-5)
+    assert_as_good(gradients_of(step), plain_gradients, exact_gradients, "the gradient")
+    assert_as_good(step.state(), plain, exact, "the value")
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.kernel}: {fault.what}")
+def test_a_planted_fault_is_caught(fault):
+    device = Damaged(fault)
+    with schedule(fault.seed), pytest.raises((AssertionError, EmulationError)):
+        compare(fault.network, device)
+
+
+@pytest.mark.parametrize("name", sorted({fault.network for fault in FAULTS}))
+@pytest.mark.parametrize("seed", sorted({fault.seed for fault in FAULTS}))
+def test_the_same_step_without_a_fault_passes(name, seed):
+    with schedule(seed):
+        compare(name, EMULATED)

@@ -1,0 +1,118 @@
+"""What the tests of planned steps share: small networks, mini-batches, and a step beside the textbook's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from tests.fast.test_step import make_batches, random_state
+from tests.kernels.tools import EMULATED, rms, rounded
+from tinyres import ops
+from tinyres.backends import get_backend
+from tinyres.chain import Pass
+from tinyres.contract import Pair
+from tinyres.networks import backward, build_network, forward
+from tinyres.recipes import PAPER
+from tinyres_gpu.plan.layout import from_plan
+from tinyres_gpu.plan.step import PlannedStep
+
+REFERENCE = get_backend("reference")
+GROUPED = replace(PAPER, group_rule="two-shares")  # two groups of batch norm, however small the mini-batch
+SIZE, IMAGES = (8, 8), 6
+
+NETWORKS = {
+    "the default": {"depth": 8},
+    "option B": {"depth": 8, "option": "B"},
+    "bottlenecks": {"depth": 11},
+    "bottlenecks with option A and the stride on 3x3": {"depth": 11, "option": "A", "stride_on": "3x3"},
+    "two units a stage": {"depth": 14},
+    "original": {"depth": 14, "unit": "original"},
+    "original bottlenecks": {"depth": 11, "unit": "original"},
+    "original with option B": {"depth": 8, "unit": "original", "option": "B"},
+}
+"""What there are plans for."""
+
+
+def planned(
+    network,
+    recipe=GROUPED,
+    *,
+    device=EMULATED,
+    precision="float32",
+    batches=None,
+    state=None,
+    iterations=4,
+    size=SIZE,
+):
+    """Return a planned step on the emulated GPU."""
+    state = random_state(network, recipe, np.float32) if state is None else state
+    batches = batches or make_batches(IMAGES, size, np.float32)
+    return PlannedStep(
+        *(REFERENCE, network, recipe, batches, state), iterations=iterations, precision=precision, device=device
+    )
+
+
+def gradients_of(step):
+    """Return the gradients that a planned step has left, as the textbook has them."""
+    shapes = step.network.parameter_shapes
+    return {name: from_plan(step.arrays[f"gradient.{name}"], shape) for name, shape in shapes.items()}
+
+
+def textbook(network, dtype, precision="float32", recipe=GROUPED, steps=1, size=SIZE):
+    """Return loss, errors, gradients of the last step, and the state after some steps, by the textbook."""
+    backend = rounding(REFERENCE, precision) if precision != "float32" else REFERENCE
+    batches = make_batches(IMAGES, size, dtype)
+    state = random_state(network, recipe, np.float32)
+    step = backend.make_step(network, recipe, batches, state, iterations=4, dtype=dtype)
+    for t in range(steps):
+        images, labels = batches(t)
+        run = Pass(backend, step.state(), recipe.groups(len(labels)), recipe.eps)
+        logits, _, cache = forward(run, network, images)
+        _, loss_cache = backend.softmax_cross_entropy.forward(logits, labels)
+        dlogits = backend.softmax_cross_entropy.backward(1 / len(labels), loss_cache)
+        gradients = backward(backend, network, dlogits, cache)[1]
+        loss, errors = step(t)
+    return loss, errors, gradients, step.state()
+
+
+def rounding(backend, precision):
+    """Return the textbook with every operand of a convolution rounded as a precision rounds it."""
+    conv, bn_relu = ops.LAYERS["conv"], ops.LAYERS["bn_relu"]
+
+    def near(x):
+        return rounded(x, precision).astype(x.dtype)
+
+    def conv_forward(x, w, residual=None, *, stride=1):
+        return conv.forward(near(x), near(w), residual, stride=stride)
+
+    def conv_backward(dy, cache):
+        return conv.backward(near(dy), cache)
+
+    def fused_forward(x, gamma, beta, w, *, stride=1, groups=1, eps=1e-5):
+        a, mean, var, bn_cache = bn_relu.forward(x, gamma, beta, groups=groups, eps=eps)
+        y, cache = conv_forward(a, w, stride=stride)
+        return y, mean, var, (bn_cache, cache)
+
+    def fused_backward(dy, caches):
+        da, dw, _ = conv_backward(dy, caches[1])
+        return (*bn_relu.backward(da, caches[0]), dw, None)
+
+    return replace(
+        backend, conv=Pair(conv_forward, conv_backward), bn_relu_conv=Pair(fused_forward, fused_backward)
+    )
+
+
+def assert_as_good(ours, plain, exact, what):
+    """Demand the factor-of-two rule of every array of two dicts."""
+    assert ours.keys() == plain.keys() == exact.keys()
+    for name in exact:
+        assert ours[name].shape == exact[name].shape
+        bound = 2 * rms(plain[name] - exact[name]) + 2 * np.finfo(np.float32).eps * rms(exact[name])
+        error = rms(ours[name] - exact[name])
+        assert error <= bound, f"{what} of {name}: rms error {error:.2e}, allowed {bound:.2e}"
+
+
+def build(name):
+    """Return a network of `NETWORKS`."""
+    return build_network(**NETWORKS[name])

@@ -1,0 +1,116 @@
+"""Print a network's planned training step and what it costs by the roofline.
+
+    python -m tinyres_gpu.plan --depth 164 --precision tf32 --card h100
+
+Nothing here was measured on a card: see `tinyres_gpu.plan.price`.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from tinyres.errors import CommandLine, UserError, exit_with_one_sentence
+from tinyres.networks import OPTIONS, build_network
+from tinyres.recipes import PAPER_ITERATIONS, RECIPES, get_recipe
+from tinyres_gpu.plan.compile import compile_step, why_not
+from tinyres_gpu.plan.composed import composed_launches
+from tinyres_gpu.plan.emit import Pixels
+from tinyres_gpu.plan.launches import Plan
+from tinyres_gpu.plan.price import BANDWIDTHS, GAP, HOST, RATES, Card, Cost, by_kind, cost, get_card
+
+GB = 1e9
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = CommandLine(prog="python -m tinyres_gpu.plan", description=__doc__.splitlines()[0])
+    parser.add_argument("--depth", type=int, default=164)
+    parser.add_argument("--block", default="auto", help="auto, basic or bottleneck")
+    parser.add_argument("--unit", default="preactivation", help="preactivation or original")
+    parser.add_argument("--option", default="auto", help=f"auto, {', '.join(OPTIONS)}")
+    parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--recipe", default="paper", help=", ".join(RECIPES))
+    parser.add_argument("--precision", default="tf32", help=", ".join(RATES))
+    parser.add_argument("--card", default="h100", help=", ".join(BANDWIDTHS))
+    parser.add_argument("--bandwidth", type=float, help="TB/s that the card copies, in place of the card's")
+    parser.add_argument("--iterations", type=int, default=PAPER_ITERATIONS)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the plan.
+
+    Raises
+    ------
+    UserError
+        If there is no such network, card or precision, or no plan for the network.
+    """
+    asked = parse(arguments)
+    for name in ("batch_size", "iterations"):
+        if getattr(asked, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(asked, name)}.")
+    network = build_network(
+        asked.depth, block=asked.block, unit=asked.unit, option=asked.option, classes=asked.classes
+    )
+    if why := why_not(network):
+        raise UserError(f"{why}: it is trained by the composed step.")
+    recipe = get_recipe(asked.recipe)
+    bandwidth = None if asked.bandwidth is None else asked.bandwidth * 1e12
+    card = get_card(asked.card, asked.precision, bandwidth)
+    pixels = Pixels(
+        mean_per_pixel=recipe.normalisation == "per-pixel-mean", pad_first=recipe.pad == "before-normalising"
+    )
+    plan = compile_step(network, recipe, asked.batch_size, precision=asked.precision, pixels=pixels)
+    composed = cost(composed_launches(network, recipe, asked.batch_size, asked.precision), card)
+    print(
+        f"ResNet-{network.depth}, {network.unit} {network.block} units, option {network.option}, "
+        f"mini-batches of {asked.batch_size}, {recipe.groups(asked.batch_size)} group(s), {asked.precision}\n"
+        f"By the roofline, not measured: {card.bandwidth / 1e12:g} TB/s, {1e6 * GAP:g} us a launch in a graph, "
+        f"{1e6 * HOST:g} us from Python.\n"
+    )
+    print(kinds_table(plan, card), "\n")
+    print(ladder(composed, cost(plan.launches, card), asked.iterations), "\n")
+    print(memory(plan))
+
+
+def kinds_table(plan: Plan, card: Card) -> str:
+    """Return the plan's launches by kind, a line each."""
+    rows = by_kind(plan.launches, card)
+    total = cost(plan.launches, card)
+    lines = [f"{'':24}{'launches':>9}{'GB':>8}{'GFLOP':>8}{'ms':>8}{'share':>7}"]
+    lines += [_kind_line(kind, row, total) for kind, row in (*rows.items(), ("the step", total))]
+    return "\n".join(lines)
+
+
+def _kind_line(kind: str, row: Cost, total: Cost) -> str:
+    numbers = f"{row.launches:9}{row.bytes / GB:8.2f}{2 * row.multiply_adds / GB:8.1f}{1e3 * row.seconds:8.2f}"
+    return f"{kind:24}{numbers}{row.seconds / total.seconds:7.0%}"
+
+
+def ladder(composed: Cost, planned: Cost, iterations: int) -> str:
+    """Return what each rung of the ladder costs, a line each."""
+    rungs = {
+        "pairs, launched one by one": (composed, composed.one_by_one),
+        "planned, launched one by one": (planned, planned.one_by_one),
+        "planned, replayed as a graph": (planned, planned.seconds),
+        "the same without gaps": (planned, planned.floor),
+    }
+    lines = [f"{'':30}{'launches':>9}{'GB':>8}{'ms':>8}{f'minutes for {iterations:,}':>24}"]
+    for name, (rung, seconds) in rungs.items():
+        minutes = seconds * iterations / 60
+        lines.append(f"{name:30}{rung.launches:9}{rung.bytes / GB:8.2f}{1e3 * seconds:8.2f}{minutes:24.1f}")
+    return "\n".join(lines)
+
+
+def memory(plan: Plan) -> str:
+    """Return what the plan needs of a card's memory, in a line."""
+    permanent = sum(buffer.nbytes for buffer in plan.permanent)
+    arena = plan.placement.size
+    return (
+        f"memory: {arena / GB:.2f} GB for the step, {permanent / GB:.2f} GB that outlive it (with the data set)"
+    )
+
+
+if __name__ == "__main__":
+    exit_with_one_sentence(main)

@@ -1,0 +1,266 @@
+r"""From the tables of units to a plan of the whole training step.
+
+    pre-activation    x ---- BN ReLU conv - BN ReLU conv -(+)- x'     every BN and ReLU is folded into the load
+    of
+                       \____________________________________/        the next convolution, + into the last's
+                       store
+
+    original          x ---- conv - BN ReLU conv - BN -(+)- ReLU x'   likewise inside the branch; what stands
+                       \_____________________________/               behind the addition is a launch, `join`
+
+Backward, the gradient at a pre-activation unit's x' is g = base + a dz + b (x' - mean) + c: what came along
+the shortcut, and batch norm's backward in the unit above. The last convolution's data gradient computes it
+while reading, and keeps it: it is the base of the unit below, Eq. (5). In original units the masked gradient
+of x' plays its part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from tinyres.chain import BatchNorm, Conv, Subsample
+from tinyres.networks import Network
+from tinyres.recipes import Recipe
+from tinyres.units import ResidualUnit
+from tinyres_gpu.kernels.loader import LARGEST
+from tinyres_gpu.plan.emit import Arriving, Emitter, Feature, Norm, Pixels, Shortcut, Signal
+from tinyres_gpu.plan.launches import Buffer, Plan
+from tinyres_gpu.plan.layout import PLANES, planned_shapes
+
+UNITS = ("preactivation", "original")
+CLASSES = 1024  # that the kernel `classify` has room for
+
+
+def why_not(network: Network) -> str:
+    """Say why there is no plan for a network; nothing if there is one.
+
+    Examples
+    --------
+    >>> from tinyres.networks import build_network
+    >>> why_not(build_network(164)), why_not(build_network(8, shortcut="dropout"))
+    ('', 'no plan for the dropout shortcut')
+    """
+    if network.unit not in UNITS:
+        return f"no plan for {network.unit} units"
+    if any(unit.merge.pair != "identity" for unit in network.units):
+        return f"no plan for the {network.shortcut} shortcut"
+    if network.block == "single":
+        return "no plan for units of one layer"
+    if network.unit == "preactivation" and any(unit.shortcut and not unit.before for unit in network.units):
+        return "no plan for a shortcut that reads what is not activated"
+    if network.classes > CLASSES:
+        return f"no plan for more than {CLASSES} classes"
+    return ""
+
+
+class Kept(NamedTuple):
+    """What the backward pass of a unit needs to know of its forward pass."""
+
+    unit: ResidualUnit
+    convs: list[tuple[Conv, Signal, Norm]]  # with what each read, and the batch norm behind which that lies
+    norm: Norm | None  # that closes an original unit's branch
+    projection: tuple[Conv, Norm | None] | None
+
+
+def compile_step(
+    network: Network,
+    recipe: Recipe,
+    batch_size: int,
+    *,
+    precision: str = "float32",
+    size: tuple[int, int] = (32, 32),
+    pixels: Pixels | None = None,
+    largest_batch: int | None = None,
+) -> Plan:
+    """Compile a network's training step.
+
+    Parameters
+    ----------
+    network : Network
+        One that `why_not` has nothing against.
+    recipe : Recipe
+        Groups of batch norm, momentum, weight decay.
+    batch_size : int
+    precision : {"float32", "tf32", "bf16"}
+        What convolutions round their operands to.
+    size : (int, int)
+        Height and width of the images.
+    pixels : Pixels, optional
+        The data set that mini-batches are made of on the GPU; without it the host fills the buffers ``images``,
+        (N, H, W, 4), and ``labels``.
+    largest_batch : int, optional
+        Images in the largest mini-batch of the run, if not `batch_size`.
+
+    Raises
+    ------
+    ValueError
+        If there is no plan for this network, or a tensor has more numbers than kernels can count.
+    """
+    if why := why_not(network):
+        raise ValueError(why)
+    emitter = Emitter(batch_size, recipe.groups(batch_size), precision, recipe)
+    emitter.next_iteration()
+    images = Buffer("images", (batch_size, *size, PLANES))
+    if pixels:
+        emitter.augment(pixels, largest_batch or batch_size)
+    compiler = _Compiler(emitter, network)
+    compiler.run(images)
+    emitter.sum_splits()
+    emitter.update(network, planned_shapes(network))
+    plan = Plan(batch_size, precision, tuple(emitter.launches), () if pixels else (images, emitter.labels))
+    largest = max(plan.buffers.values(), key=lambda buffer: buffer.size if not buffer.permanent else 0)
+    if largest.size > LARGEST:
+        raise ValueError(f"{largest.name} has {largest.size} numbers, more than kernels can count")
+    return plan
+
+
+class _Compiler:
+    """Forward through the units, and back."""
+
+    def __init__(self, emitter: Emitter, network: Network) -> None:
+        self.emit, self.network = emitter, network
+
+    def run(self, images: Buffer) -> None:
+        """Emit the forward and the backward pass."""
+        emit, network = self.emit, self.network
+        conv1, *rest = network.stem
+        assert isinstance(conv1, Conv)
+        feature = emit.conv(conv1, Signal(images))
+        units: list[Kept] = []
+        if network.unit == "preactivation":
+            for unit in network.units:
+                feature, kept = self.preactivation_forward(unit, feature)
+                units.append(kept)
+            norm = emit.norm(_first_norm(network.last), feature)
+            arriving = emit.head(Signal(norm.tensor, norm), norm, network.classes)
+            for kept in reversed(units):
+                arriving = self.preactivation_backward(kept, arriving)
+        else:
+            norm = emit.norm(_first_norm(tuple(rest)), feature)
+            signal, behind = Signal(norm.tensor, norm), norm
+            for unit in network.units:
+                signal, behind, kept = self.original_forward(unit, signal, behind)
+                units.append(kept)
+            arriving = emit.head(signal, behind, network.classes)
+            for kept in reversed(units):
+                arriving = self.original_backward(kept, arriving)
+        emit.weight_gradient(conv1, Signal(images), arriving)
+
+    # ---- Pre-activation units: x' = s + F(x), where F begins with batch norm
+
+    def preactivation_forward(self, unit: ResidualUnit, x: Feature) -> tuple[Feature, Kept]:
+        """Emit x' = s + F(x); the last convolution adds s."""
+        emit, projection = self.emit, None
+        norms = [layer for layer in unit.before + unit.branch if isinstance(layer, BatchNorm)]
+        convs: list[tuple[Conv, Signal, Norm]] = []
+        feature, shortcut = x, Shortcut(Signal(x.tensor))
+        for bn, conv in zip(norms, _convs(unit), strict=True):
+            norm = emit.norm(bn, feature)
+            source = Signal(feature.tensor, norm)
+            if not convs and unit.before:  # the shortcut reads this activation, too
+                match unit.shortcut:
+                    case (Conv() as layer,):
+                        shortcut = Shortcut(Signal(emit.conv(layer, source, moments=False).tensor))
+                        projection = layer, None
+                    case (Subsample() as option_a,):
+                        shortcut = Shortcut(source, option_a.stride)
+                    case _:
+                        shortcut = Shortcut(source)
+            convs.append((conv, source, norm))
+            feature = emit.conv(conv, source, shortcut if len(convs) == len(norms) else None)
+        return feature, Kept(unit, convs, None, projection)
+
+    def preactivation_backward(self, kept: Kept, arriving: Arriving) -> Arriving:
+        """Emit the gradient at x from the one at x'."""
+        emit, unit, convs = self.emit, kept.unit, kept.convs
+        last, source, norm = convs[-1]
+        g = Buffer(f"{unit.name}.g", (*norm.tensor.shape[:3], last.c_out))  # at x'
+        arriving, whole = emit.data_gradient(last, arriving, norm, keep=g), Arriving(g)
+        emit.weight_gradient(last, source, whole)
+        for conv, source, norm in reversed(convs[1:-1]):
+            below = emit.data_gradient(conv, arriving, norm)
+            emit.weight_gradient(conv, source, arriving)
+            arriving = below
+        conv, source, norm = convs[0]
+        added, stride = self.shortcut_gradient(kept, whole, g, source) if unit.before else (None, 1)
+        below = emit.data_gradient(conv, arriving, norm, added=added, added_stride=stride)
+        emit.weight_gradient(conv, source, arriving)
+        return below if unit.before else below._replace(base=g)  # Eq. (5): the "1 +" is this g
+
+    # ---- Original units: x' = relu(s + F(x)), where F ends with batch norm
+
+    def original_forward(self, unit: ResidualUnit, x: Signal, behind: Norm) -> tuple[Signal, Norm, Kept]:
+        """Emit x' = relu(s + F(x)); `behind` is the batch norm behind which the activation x lies."""
+        emit, projection = self.emit, None
+        norms = [layer for layer in unit.branch if isinstance(layer, BatchNorm)]
+        convs: list[tuple[Conv, Signal, Norm]] = []
+        source = x
+        for bn, conv in zip(norms, _convs(unit), strict=True):
+            convs.append((conv, source, behind))
+            behind = emit.norm(bn, emit.conv(conv, source))
+            source = Signal(behind.tensor, behind)
+        match unit.shortcut:
+            case (Conv() as layer, BatchNorm() as bn):
+                norm = emit.norm(bn, emit.conv(layer, x))
+                projection = layer, norm
+                shortcut = Shortcut(Signal(norm.tensor, norm), rectified=False)
+            case (Subsample() as option_a,):
+                shortcut = Shortcut(x, option_a.stride)
+            case _:
+                shortcut = Shortcut(x)
+        y = emit.join(unit.name, behind, shortcut)
+        return Signal(y), replace(behind, gate=y), Kept(unit, convs, behind, projection)
+
+    def original_backward(self, kept: Kept, arriving: Arriving) -> Arriving:
+        """Emit the gradient at the feature behind x from `arriving`, the one at the feature behind x'."""
+        emit, convs = self.emit, kept.convs
+        masked = arriving.dz  # the gradient behind the addition: what the shortcut gets
+        assert masked is not None
+        for conv, source, norm in reversed(convs[1:]):
+            below = emit.data_gradient(conv, arriving, norm)
+            emit.weight_gradient(conv, source, arriving)
+            arriving = below
+        conv, source, norm = convs[0]
+        at_shortcut = Arriving(masked)
+        if kept.projection and kept.projection[1]:
+            at_shortcut = emit.projection_sums(kept.projection[1], masked)
+        added, stride = self.shortcut_gradient(kept, at_shortcut, masked, source)
+        below = emit.data_gradient(conv, arriving, norm, added=added, added_stride=stride)
+        emit.weight_gradient(conv, source, arriving)
+        return below
+
+    def shortcut_gradient(
+        self, kept: Kept, arriving: Arriving, whole: Buffer, source: Signal
+    ) -> tuple[Buffer, int]:
+        """Return the shortcut's gradient at the activation that it shares with the branch, and its stride.
+
+        Parameters
+        ----------
+        kept : Kept
+        arriving : Arriving
+            The gradient at the shortcut's end, for a projection.
+        whole : Buffer
+            The same as one tensor, for all others.
+        source : Signal
+            The activation.
+        """
+        match kept.unit.shortcut:
+            case (Conv() as layer, *_):
+                dx = self.emit.plain_data_gradient(layer, arriving, source.tensor)
+                self.emit.weight_gradient(layer, source, arriving)
+                return dx, 1
+            case (Subsample() as option_a,):
+                return whole, option_a.stride
+            case _:
+                return whole, 1
+
+
+def _convs(unit: ResidualUnit) -> list[Conv]:
+    return [layer for layer in unit.branch if isinstance(layer, Conv)]
+
+
+def _first_norm(chain: tuple[object, ...]) -> BatchNorm:
+    bn = chain[0]
+    assert isinstance(bn, BatchNorm)
+    return bn

@@ -1,0 +1,224 @@
+"""A training step as data: buffers, and launches that read and write them.
+
+Nothing here knows a GPU. One and the same `Plan` is executed (`tinyres_gpu.plan.program`), captured as a
+graph, and priced (`tinyres_gpu.plan.price`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from tinyres.array import Array
+from tinyres_gpu.plan.arena import Placement, place
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A tensor of the step.
+
+    Attributes
+    ----------
+    name : str
+        Unique in a plan.
+    shape : tuple of int
+    dtype : str
+    permanent : bool
+        It outlives the step and is bound by its name: parameters, the data set. All others share the arena,
+        where memory is used again as soon as a buffer is no longer needed.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    permanent: bool = False
+
+    @property
+    def size(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes they take."""
+        return self.size * np.dtype(self.dtype).itemsize
+
+
+class Written(NamedTuple):
+    """An argument that the kernel fills."""
+
+    buffer: Buffer
+
+
+class Updated(NamedTuple):
+    """An argument that the kernel reads and changes."""
+
+    buffer: Buffer
+
+
+Access: TypeAlias = Buffer | Written | Updated
+
+
+class Table(NamedTuple):
+    """An argument that tells the kernel where many buffers lie, a row for each piece of work.
+
+    A row is the kernel's struct: an address for each buffer, and whole numbers, 8 bytes each.
+    """
+
+    rows: tuple[tuple[Access | int, ...], ...]
+
+
+class Deal(NamedTuple):
+    """An argument that deals the blocks of a launch out over pieces of work, (blocks,) int32."""
+
+    numbers: tuple[int, ...]
+
+    def array(self) -> Array:
+        """Return it as the kernel reads it."""
+        return np.array(self.numbers, np.int32)
+
+
+Argument: TypeAlias = Access | Table | Deal | int | float | None
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel, and what it costs.
+
+    Attributes
+    ----------
+    kernel : str
+        A name of `tinyres_gpu.kernels.loader.KERNELS`.
+    kind : str
+        What it is for, in words: the pricing's rows.
+    grid : tuple of int
+    arguments : tuple
+        As the kernel takes them.
+    multiply_adds : int
+    channels : int
+        The smaller number of channels of a convolution: narrow ones multiply more slowly.
+    partly : mapping of str to int
+        Bytes that are moved of a buffer of which not all is, by its name.
+    """
+
+    kernel: str
+    kind: str
+    grid: tuple[int, ...]
+    arguments: tuple[Argument, ...]
+    multiply_adds: int = 0
+    channels: int = 0
+    partly: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def accesses(self) -> Iterator[Access]:
+        """Every use of a buffer, in order."""
+        for argument in self.arguments:
+            if isinstance(argument, Buffer | Written | Updated):
+                yield argument
+            elif isinstance(argument, Table):
+                yield from (value for row in argument.rows for value in row if not isinstance(value, int))
+
+    @property
+    def reads(self) -> list[Buffer]:
+        """The buffers that it reads."""
+        return [a if isinstance(a, Buffer) else a.buffer for a in self.accesses if not isinstance(a, Written)]
+
+    @property
+    def writes(self) -> list[Buffer]:
+        """The buffers that it writes."""
+        return [a.buffer for a in self.accesses if not isinstance(a, Buffer)]
+
+    @cached_property
+    def bytes(self) -> int:
+        """Bytes that it moves if nothing is read twice: the roofline's."""
+        return sum(
+            self.partly.get(buffer.name, buffer.nbytes)
+            for buffers in (self.reads, self.writes)
+            for buffer in {buffer.name: buffer for buffer in buffers}.values()
+        )
+
+
+class PlanFault(AssertionError):
+    """A plan reads what was not written, or gives two living buffers the same memory."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole training step.
+
+    Attributes
+    ----------
+    batch_size : int
+    precision : str
+        A key of `tinyres_gpu.kernels.precision.PRECISIONS`.
+    launches : tuple of Launch
+        In order.
+    inputs : tuple of Buffer
+        Filled by the host before each step.
+    """
+
+    batch_size: int
+    precision: str
+    launches: tuple[Launch, ...]
+    inputs: tuple[Buffer, ...] = ()
+
+    @cached_property
+    def buffers(self) -> dict[str, Buffer]:
+        """Every buffer, by its name."""
+        found: dict[str, Buffer] = {buffer.name: buffer for buffer in self.inputs}
+        for launch in self.launches:
+            for buffer in (*launch.reads, *launch.writes):
+                if found.setdefault(buffer.name, buffer) != buffer:
+                    raise PlanFault(f"two buffers are called {buffer.name}")
+        return found
+
+    @cached_property
+    def lifetimes(self) -> dict[str, tuple[int, int]]:
+        """From which launch to which each buffer of the arena is needed, both included."""
+        first = {buffer.name: 0 for buffer in self.inputs}
+        last: dict[str, int] = dict(first)
+        for number, launch in enumerate(self.launches):
+            for buffer in (*launch.reads, *launch.writes):
+                if not buffer.permanent:
+                    first.setdefault(buffer.name, number)
+                    last[buffer.name] = number
+        return {name: (first[name], last[name]) for name in first}
+
+    @cached_property
+    def placement(self) -> Placement:
+        """Where in the arena each buffer lies."""
+        buffers = self.buffers
+        return place({name: (buffers[name].nbytes, *life) for name, life in self.lifetimes.items()})
+
+    @property
+    def permanent(self) -> list[Buffer]:
+        """The buffers that are bound by name."""
+        return [buffer for buffer in self.buffers.values() if buffer.permanent]
+
+
+def verify(plan: Plan) -> None:
+    """Prove that a plan reads nothing but what an earlier launch of the same step, or the host, has written.
+
+    A launch that reads a buffer of the arena must find it whole: written before, and by nobody else since. So
+    two buffers whose lifetimes meet may not share a byte, and a launch may not read and fill the same one.
+
+    Raises
+    ------
+    PlanFault
+        If not; the message names the launch and the buffer.
+    """
+    written = {buffer.name for buffer in plan.inputs}
+    for number, launch in enumerate(plan.launches):
+        fills = {access.buffer.name for access in launch.accesses if isinstance(access, Written)}
+        for buffer in launch.reads:
+            if buffer.name in fills:
+                raise PlanFault(f"launch {number}, {launch.kernel}, reads and fills {buffer.name}")
+            if not buffer.permanent and buffer.name not in written:
+                raise PlanFault(f"launch {number}, {launch.kernel}, reads {buffer.name} before it is written")
+        written |= {buffer.name for buffer in launch.writes}
+    plan.placement.verify()

@@ -1,0 +1,260 @@
+"""The training step of the `cupy` backend: planned as a whole, and replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from tinyres.array import Array
+from tinyres.contract import Backend
+from tinyres.data import Batches
+from tinyres.memory import Need
+from tinyres.networks import Network
+from tinyres.recipes import Recipe
+from tinyres.step import MiniBatches
+from tinyres_gpu.kernels import CUPY, Device
+from tinyres_gpu.kernels.step import KernelStep
+from tinyres_gpu.plan.compile import compile_step, why_not
+from tinyres_gpu.plan.emit import Pixels
+from tinyres_gpu.plan.graph import Replay
+from tinyres_gpu.plan.launches import Plan
+from tinyres_gpu.plan.layout import COLOURS, from_plan, to_plan
+from tinyres_gpu.plan.program import Program
+from tinyres_gpu.plan.schedule import Schedule
+
+VELOCITY = "optimizer.velocity."
+
+
+class Runner(Protocol):
+    """What runs a program: itself, launch by launch, or its graph."""
+
+    def run(self) -> None:
+        """Run it."""
+        ...
+
+
+class PlannedStep:
+    """Forward, backward and update of one mini-batch, by a plan for each size of mini-batch that occurs.
+
+    Parameters
+    ----------
+    backend, network, recipe, batches, state, iterations, seed, communicator, replicas
+        As of `tinyres.step.ComposedStep`. With a `tinyres.data.Batches` on the GPU, mini-batches are made
+        there by the plan itself; any other callable is asked for each.
+    dtype : dtype
+        float32.
+    precision : {"float32", "tf32", "bf16"}
+        What convolutions round their operands to.
+    device : Device
+    stream : cupy.cuda.Stream, optional
+        Where the launches are recorded as graphs and replayed; without one they run one by one.
+
+    Attributes
+    ----------
+    kind : str
+        ``planned``.
+    why : str
+        Empty.
+    arrays : dict of str to array
+        What outlives a step, as it lies on the GPU; never replaced.
+    """
+
+    kind = "planned"
+    why = ""
+    replicas = 1
+
+    def __init__(
+        self,
+        backend: Backend,
+        network: Network,
+        recipe: Recipe,
+        batches: MiniBatches,
+        state: Mapping[str, Array],
+        *,
+        iterations: int,
+        dtype: DTypeLike = np.float32,
+        seed: int = 0,
+        communicator: None = None,
+        replicas: int | None = None,
+        precision: str = "float32",
+        device: Device = CUPY,
+        stream: Any = None,
+    ) -> None:
+        assert np.dtype(dtype) == np.float32, dtype
+        self.backend, self.network, self.recipe = backend, network, recipe
+        self.batches, self.precision, self.device, self.stream = batches, precision, device, stream
+        self.on_gpu = batches if isinstance(batches, Batches) and batches.xp is device.xp else None
+        self.shapes = {name: value.shape for name, value in state.items()}
+        self.arrays: dict[str, Array] = {}
+        self.arena: Array | None = None
+        self.runners: dict[tuple[int, ...], tuple[Program, Runner]] = {}
+        self.schedule = Schedule(recipe, iterations, self.on_gpu, self._upload)
+        if stream:  # what others have begun, such as the copy of the data set, is not waited for by this stream
+            device.xp.cuda.runtime.deviceSynchronize()
+        size = 3 * sum(value.nbytes for value in state.values())
+        need = Need(f"the parameters of ResNet-{network.depth}", size)
+        with self._streaming(), backend.within_memory(lambda: need):
+            for name, value in state.items():
+                self.arrays[name] = device.empty(*to_plan(value).shape)
+            self._fill(state)
+
+    def __call__(self, t: int) -> tuple[float, int]:
+        """Run iteration t and return the mini-batch's summed loss and its number of errors.
+
+        Raises
+        ------
+        UserError
+            If the card's memory is too small for the mini-batch; the message says what would fit.
+        """
+        self.launch(t)
+        return self.result(t)
+
+    def launch(self, t: int) -> None:
+        """Start iteration t and do not wait for it."""
+        with self._streaming():
+            if self.on_gpu is not None:
+                program, runner = self._runner(self.on_gpu.size(t))
+            else:
+                images, labels = self.batches(t)
+                n, _, *size = images.shape
+                program, runner = self._runner(n, *size)
+                xp = self.device.xp
+                rows = program.arrays["images"]
+                rows[...] = 0  # the fourth plane
+                rows[..., :COLOURS] = xp.asarray(images, dtype=np.float32).transpose(0, 2, 3, 1)
+                program.arrays["labels"][...] = xp.asarray(labels, dtype=np.int32)
+            self.schedule.prepare(t)
+            runner.run()
+
+    def result(self, t: int) -> tuple[float, int]:
+        """Wait for iteration t, one of the last, and return its summed loss and number of errors."""
+        with self._streaming():
+            loss, errors = self.backend.to_host(self.arrays["schedule.results"][self.schedule.row(t)])
+        return float(loss), int(errors)
+
+    def state(self) -> dict[str, Array]:
+        """Return a copy of the training state: NumPy arrays, C-contiguous."""
+        with self._streaming():
+            return {
+                name: from_plan(self.backend.to_host(self.arrays[name]), shape)
+                for name, shape in self.shapes.items()
+            }
+
+    def load(self, state: Mapping[str, Array]) -> None:
+        """Copy a training state in, in place."""
+        with self._streaming():
+            self._fill(state)
+
+    def close(self) -> None:
+        """Release what the step holds besides memory: nothing."""
+
+    def _fill(self, state: Mapping[str, Array]) -> None:
+        for name in self.shapes:
+            self._upload(name, to_plan(np.asarray(state[name])))
+
+    def _upload(self, name: str, values: Array) -> None:
+        self.arrays[name][...] = self.device.xp.asarray(values)
+
+    def _streaming(self) -> AbstractContextManager[Any]:
+        return self.stream or nullcontext()
+
+    def _runner(self, n: int, *size: int) -> tuple[Program, Runner]:
+        """Return the program for mini-batches of n images, and what runs it; one is kept for each size."""
+        key = n, *size
+        if key not in self.runners:
+            plan = self.plan(n, *size)
+            an_image = -(-plan.placement.size // n)
+            need = Need(f"a training step of ResNet-{self.network.depth}", 0, an_image, batch_size=n)
+            with self.backend.within_memory(lambda: need):
+                program = self._program(plan)
+            self.runners[key] = program, Replay(program, self.stream) if self.stream else program
+        return self.runners[key]
+
+    def plan(self, n: int, *size: int) -> Plan:
+        """Return the plan for mini-batches of n images, of `size` pixels where the host brings them."""
+        if self.on_gpu is None:
+            return compile_step(self.network, self.recipe, n, precision=self.precision, size=(size[0], size[1]))
+        images, _, h, w = self.on_gpu.images.shape
+        mean_per_pixel = self.on_gpu.normalisation.mean.size > COLOURS
+        pixels = Pixels(images, h, w, mean_per_pixel, self.recipe.pad == "before-normalising")
+        return compile_step(
+            *(self.network, self.recipe, n),
+            precision=self.precision,
+            size=(h, w),
+            pixels=pixels,
+            largest_batch=self.on_gpu.batch_size,
+        )
+
+    def _program(self, plan: Plan) -> Program:
+        """Bind a plan to memory: what is there already, and what it needs besides."""
+        xp = self.device.xp
+        for buffer in plan.permanent:
+            if buffer.name not in self.arrays:
+                self.arrays[buffer.name] = self._data(buffer.name, xp.zeros(buffer.shape, buffer.dtype))
+        if self.arena is None or self.arena.nbytes < plan.placement.size:
+            self.arena = self.device.empty(plan.placement.size // 4)  # programs that have the old one keep it
+        return Program(plan, self.device, self.arena, self.arrays)
+
+    def _data(self, name: str, otherwise: Array) -> Array:
+        """Return the data set's array of a name, where it is one of them."""
+        if self.on_gpu is None or not name.startswith("data."):
+            return otherwise
+        of = self.on_gpu
+        found: Array = {
+            "data.images": of.images,
+            "data.labels": of.labels,
+            "data.mean": of.normalisation.mean,
+            "data.std": of.normalisation.std,
+        }[name]
+        return found
+
+
+class ComposedKernelStep(KernelStep):
+    """The composed step over our kernels, for what there is no plan for.
+
+    Attributes
+    ----------
+    kind : str
+        ``composed``.
+    why : str
+        What there is no plan for.
+    """
+
+    kind = "composed"
+    why = ""
+
+
+def make_step(
+    backend: Backend,
+    network: Network,
+    recipe: Recipe,
+    batches: MiniBatches,
+    state: Mapping[str, Array],
+    *,
+    precision: str = "float32",
+    **options: Any,
+) -> PlannedStep | ComposedKernelStep:
+    """Return a training step on the GPU that CuPy uses: planned where a plan can be made, else composed.
+
+    Parameters
+    ----------
+    backend, network, recipe, batches, state, **options
+        Those of `tinyres.step.ComposedStep`.
+    precision : {"float32", "tf32", "bf16"}
+        What convolutions round their operands to; the backend's pairs do so as well.
+
+    Returns
+    -------
+    PlannedStep or ComposedKernelStep
+        Its attributes `kind` and `why` say which and why.
+    """
+    if why := why_not(network):
+        step = ComposedKernelStep(backend, network, recipe, batches, state, **options)
+        step.why = why
+        return step
+    stream = backend.xp.cuda.Stream(non_blocking=True)
+    return PlannedStep(backend, network, recipe, batches, state, precision=precision, stream=stream, **options)
