@@ -2,7 +2,8 @@
 
 - `device`: is there a GPU that computes? If not, what is missing, in one sentence.
 - `kernels`: CUDA kernels of our own, as the forward/backward pairs of a backend.
-- `step`, `memory`: the training step, and what would fit when memory runs out.
+- `plan`: the training step planned as a whole, on fused kernels, and replayed as a CUDA graph.
+- `step`, `memory`: the step that composes pairs, and what would fit when memory runs out.
 - `check`, with `phases` and `results`: is it right and how fast is it, on the card at hand? (``make gpu``)
 """
 
@@ -18,8 +19,8 @@ from tinyres.networks import Inference
 from tinyres.ops.bn_relu_conv import RECOMPUTING
 from tinyres_gpu.device import card_in_words, describe_card, open_device
 from tinyres_gpu.kernels import CUPY, check_precision, layers, merges
-from tinyres_gpu.kernels.step import KernelStep
 from tinyres_gpu.memory import within_memory
+from tinyres_gpu.plan.step import make_step
 from tinyres_gpu.step import GpuStep
 
 TEXTBOOK_TENSORS, KERNEL_TENSORS = 11, 6
@@ -51,7 +52,7 @@ def backend(precision: str = "float32") -> Backend:
         xp=cupy,
         **table,
         merges=merges(CUPY, precision),
-        step=KernelStep,
+        step=partial(make_step, precision=precision),
         inference=Inference,
         pairs="kernels",
         device=card_in_words(cupy),

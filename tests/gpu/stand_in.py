@@ -7,6 +7,7 @@
 - Sums give device arrays of shape (), never Python or NumPy numbers.
 - Memory that nobody has written yet is NaN.
 - Kernels are compiled by g++ and run by the emulator of tests/kernels.
+- While a stream is captured, launches of kernels are recorded and not run, and everything else is refused.
 
 `installed` puts it in CuPy's place. What it cannot show is anything about speed, memory or rounding on a GPU.
 """
@@ -55,6 +56,7 @@ class ndarray:
 
     def get(self, stream: Any = None, order: str = "C", out: Any = None, blocking: bool = True) -> Any:
         """Copy to the host."""
+        _refuse_in_capture("a copy to the host")
         TRANSFERS.append("to host")
         return np.array(self._memory, order=order)
 
@@ -67,6 +69,7 @@ class ndarray:
         return ndarray(self._memory[_memory(key)])
 
     def __setitem__(self, key: Any, value: Any) -> None:
+        _refuse_in_capture("an assignment")
         self._memory[_memory(key)] = _memory(value)
 
     def __len__(self) -> int:
@@ -92,9 +95,11 @@ ndarray.__module__ = "cupy"  # by which tinyres.array.array_module knows it
 
 def _operator(name: str) -> Callable[..., Any]:
     def operate(self: ndarray, *others: Any) -> Any:
+        _refuse_in_capture("an operation on arrays")
         return _on_device(getattr(self._memory, name)(*(_memory(other) for other in others)))
 
     def operate_in_place(self: ndarray, other: Any) -> ndarray:
+        _refuse_in_capture("an operation on arrays")
         getattr(self._memory, name)(_memory(other))
         return self
 
@@ -144,6 +149,7 @@ def _function(name: str, numpy_function: Callable[..., Any]) -> Callable[..., An
 
     def call(*args: Any, **kwargs: Any) -> Any:
         signature.bind(*args, **kwargs)
+        _refuse_in_capture("an allocation")
         if name == "cupy.asarray" and isinstance(args[0], ndarray):
             return ndarray(np.asarray(args[0]._memory, *args[1:], **kwargs))
         upload = name in UPLOADS
@@ -176,8 +182,8 @@ class _Module(types.ModuleType):
 class CUDARuntimeError(RuntimeError):
     """What a call to CUDA raises."""
 
-    def __init__(self, status: int) -> None:
-        super().__init__(f"cudaError {status}")
+    def __init__(self, status: int, what: str = "") -> None:
+        super().__init__(f"cudaError {status} {what}".strip())
         self.status = status
 
 
@@ -193,6 +199,73 @@ class Event:
 
     def synchronize(self) -> None:
         """Wait for it."""
+
+
+class Graph:
+    """What was captured: launches with their arguments, which hold on to no memory on a real GPU."""
+
+    def __init__(self, launches: list[Callable[[], None]]) -> None:
+        self.launches = launches
+        self.uploaded = False
+
+    def upload(self, stream: Any = None) -> None:
+        """Make ready to launch."""
+        self.uploaded = True
+
+    def launch(self, stream: Any = None) -> None:
+        """Run everything, in order."""
+        _refuse_in_capture("the launch of a graph")
+        for launch in self.launches:
+            launch()
+
+
+class Stream:
+    """A queue of work, here done at once; while it is captured, collected."""
+
+    current: Stream
+
+    def __init__(
+        self, null: bool = False, non_blocking: bool = False, ptds: bool = False, priority: Any = None
+    ) -> None:
+        self.null, self.captured = null, None
+        self._before: list[Stream] = []
+
+    def __enter__(self) -> Stream:
+        self._before.append(Stream.current)
+        Stream.current = self
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        Stream.current = self._before.pop()
+
+    def enqueue(self, launch: Callable[[], None]) -> None:
+        """Run a kernel, or record it."""
+        if self.captured is None:
+            launch()
+        else:
+            self.captured.append(launch)
+
+    def begin_capture(self, mode: Any = None) -> None:
+        """Record from here on."""
+        if self.null:
+            raise RuntimeError("cannot capture on the default (legacy) stream")
+        assert self.captured is None
+        self.captured: list[Callable[[], None]] | None = []
+
+    def end_capture(self) -> Graph:
+        """Return what was recorded."""
+        assert self.captured is not None
+        graph, self.captured = Graph(self.captured), None
+        return graph
+
+
+Stream.current = Stream(null=True)
+
+
+def _refuse_in_capture(what: str) -> None:
+    """Raise what CUDA raises where a capture meets what cannot be captured."""
+    if Stream.current.captured is not None:
+        raise CUDARuntimeError(900, f"operation not permitted when stream is capturing: {what}")
 
 
 class RawModule:
@@ -214,7 +287,7 @@ class RawModule:
         def launch(grid: Any, block: Any, args: Any, *, shared_mem: int = 0) -> None:
             if any(isinstance(value, np.ndarray) for value in args):
                 raise TypeError("an array of the host was passed to a kernel")
-            kernel(grid, block, [_memory(value) for value in args], shared_mem)
+            Stream.current.enqueue(lambda: kernel(grid, block, [_memory(value) for value in args], shared_mem))
 
         return launch
 
@@ -256,6 +329,7 @@ def stand_in() -> Any:
     module.empty = _function("cupy.empty", _empty)
     module.cuda = types.SimpleNamespace(
         Event=Event,
+        Stream=Stream,
         get_elapsed_time=lambda start_event, end_event: 1.0,
         memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError, MemoryPool=MemoryPool),
         runtime=types.SimpleNamespace(

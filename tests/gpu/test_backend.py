@@ -32,6 +32,7 @@ from tinyres.step import dropout_masks
 from tinyres.train import train
 from tinyres_gpu import KERNEL_TENSORS, TEXTBOOK_TENSORS
 from tinyres_gpu.device import driver_version
+from tinyres_gpu.kernels.step import KernelStep
 
 REFERENCE = get_backend("reference")
 
@@ -413,9 +414,14 @@ def test_kernels_stay_on_the_device(cell, kernels) -> None:
     assert not TRANSFERS
 
 
+def composed_kernels():
+    """Return the backend with the step that composes its pairs, for whatever network."""
+    return replace(get_backend("cupy"), step=KernelStep)
+
+
 @require_compiler
-def test_a_step_of_kernels_uploads_two_arrays_more(fake) -> None:
-    ours, _ = make_steps(get_backend("cupy"), build_network(8), batch_size=4, dtype=np.float32)
+def test_a_composed_step_of_kernels_uploads_two_arrays_more(fake) -> None:
+    ours, _ = make_steps(composed_kernels(), build_network(8), batch_size=4, dtype=np.float32)
     ours(0)
     TRANSFERS.clear()
     ours(1)
@@ -444,8 +450,8 @@ def test_kernels_evaluate_and_open_units_as_the_textbook_does(kernels) -> None:
             assert a == b or a == pytest.approx(b, rel=1e-3, abs=1e-5, nan_ok=True)
 
 
-def test_too_little_memory_for_a_step_of_kernels(fake, monkeypatch) -> None:
-    ours, _ = make_steps(get_backend("cupy"), build_network(20), batch_size=16, dtype=np.float32)
+def test_too_little_memory_for_a_composed_step_of_kernels(fake, monkeypatch) -> None:
+    ours, _ = make_steps(composed_kernels(), build_network(20), batch_size=16, dtype=np.float32)
     monkeypatch.setattr(fake, "empty", failing(OutOfMemoryError()))
     fake.cuda.runtime.memGetInfo = lambda: (20 << 20, 20 << 20)
     with pytest.raises(UserError, match=r"of ResNet-20, .* mini-batches of 16: .*-size 12\.$"):
@@ -458,7 +464,7 @@ def test_too_little_memory_for_a_step_of_kernels(fake, monkeypatch) -> None:
 )
 def test_the_estimate_of_a_kernel_steps_memory_is_from_above_and_not_far_off(options, fake) -> None:
     network = build_network(**options)
-    ours, _ = make_steps(get_backend("cupy"), network, batch_size=4, dtype=np.float32)
+    ours, _ = make_steps(composed_kernels(), network, batch_size=4, dtype=np.float32)
     ours(0)
     tracemalloc.start()
     ours(1)
