@@ -3,12 +3,12 @@
     python demos/benchmark.py                                    # ResNet-20, 110 and 164 against PyTorch
     python demos/benchmark.py --against torch,torch-tuned,reference --depth 20 --rounds 9
 
-Each side runs in a process of its own (benchmark_side.py), the sides take turns, and what counts is the median,
-over the rounds, of the ratio between neighbours in time: a machine that is busy or changes its clock slows both.
-PyTorch runs the same network in its better memory format, on images that lie ready, with one batch norm over the
-mini-batch; tinyres draws and augments its images and keeps the paper's groups of 64. `torch-tuned` is PyTorch
-with malloc told to keep large blocks, which it otherwise gives back to the system and faults in again at every
-step.
+Each side runs in a process of its own (benchmark_side.py), the sides take turns, and what counts is the
+median, over the rounds, of the ratio between neighbours in time: a machine that is busy or changes its clock
+slows both. PyTorch runs the same network in its better memory format, on images that lie ready, with one
+batch norm over the mini-batch; tinyres draws and augments its images and keeps the paper's groups of 64.
+`torch-tuned` is PyTorch with malloc told to keep large blocks, which it otherwise gives back to the system and
+faults in again at every step.
 
 Printed, and written to --out as JSON, as a table and as a bar chart: seconds of a step, the ratio, CPU seconds,
 peak memory (shared pages counted once), images per second, and the multiply-adds of a step as a share of what
@@ -156,7 +156,7 @@ def line(row: dict[str, Any]) -> str:
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Return the table of all rows for a page of documentation."""
     lines = [
-        "| network | cores | side | step, s | tinyres / side (range) | CPU seconds | peak memory, MB | of GEMM |",
+        "| network | cores | side | step, s | tinyres / side (range) | CPU s | peak, MB | of GEMM |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

@@ -20,7 +20,7 @@ one product for each of the kernel's columns (stride 2) does the rest.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ from numpy.lib.stride_tricks import as_strided
 from tinyres.array import Array
 from tinyres.fast import winograd
 from tinyres.fast.memory import Space
-from tinyres.fast.signals import Feature, Source
+from tinyres.fast.signals import Feature, Patches, Source
 
 Finished = Iterator[tuple[slice, Array]]
 
@@ -74,6 +74,11 @@ class Kernel(ABC):
 
     tiles: int
     """How many tiles a pass takes."""
+
+    @property
+    def order(self) -> Iterable[int]:
+        """In which order they are taken."""
+        return range(self.tiles)
 
     def __init__(self, shape: ConvShape, space: Space) -> None:
         self.c_in, self.c_out, self.width, self.height, self.n, self.stride = shape
@@ -142,6 +147,11 @@ class Pointwise(Kernel):
         if self.stride > 1 and source.gradient is not None:
             source.gradient.rows[...] = 0  # the pixels between
 
+    @property
+    def order(self) -> Iterable[int]:
+        """From the end where the input is the wider: what was used last may still be in cache."""
+        return reversed(range(self.tiles)) if self.c_in > self.c_out else range(self.tiles)
+
     def read(self, t: int) -> slice:
         """Return the input pixels of tile t."""
         column, part = divmod(t * self.rows, self.out_height)
@@ -166,8 +176,8 @@ class Pointwise(Kernel):
         dy = self.output.load_gradient(self.written(t)).reshape(-1, self.c_out, self.n)
         np.matmul(dy, minus_x.reshape(self.input.shape).swapaxes(1, 2), out=self.products)
         sum_products(self.products, self.ones, self.dw)
-        if self.source.gradient is not None:
-            np.matmul(self.transposed, dy, out=self.source.gradient.pixels[pixels])
+        if not isinstance(self.source, Patches):
+            np.matmul(self.transposed, dy, out=self.source.place(pixels))
             yield pixels, self.mask
 
     def weight_gradient(self) -> Array:

@@ -47,10 +47,10 @@ class Tensor:
 class Feature(Tensor):
     """The output x of a convolution, the moments of its values, and how its gradient is found.
 
-    The moments are centred: sums of x - p and of its square, within a tile in float32, over tiles in float64,
-    where the pilot p of a channel is its mean over the first tile. E[x^2] - E[x]^2 would lose digits wherever a
-    mean is large. Here var = E[(x - p)^2] - E[x - p]^2 loses none that matter: the tile is one of T equal
-    parts, so that (p - mean)^2 / T is at most the variance, and what is subtracted at most T variances.
+    The moments are centred: sums of x - p and of its square, over the pixels of an image in float32, over
+    images in float64, where the pilot p of a channel is its mean over the first tile. E[x^2] - E[x]^2 would
+    lose digits wherever a mean is large. Here var = E[(x - p)^2] - E[x - p]^2 loses none that matter: the tile
+    is one of T equal parts, so (p - mean)^2 is at most T times the variance.
 
     Attributes
     ----------
@@ -63,6 +63,8 @@ class Feature(Tensor):
     joins : bool
         Whether an identity shortcut reads it as it is, so that `trunk` already holds the gradient of x_{l+1}
         and its own is added: Eq. (5).
+    z_joined : bool
+        Whether z was added to `trunk` as soon as it was known, a tile at a time in cache: b x + d remains.
     measured : bool
         Whether its moments are taken; at test time nobody wants them.
     """
@@ -73,10 +75,10 @@ class Feature(Tensor):
         self.norm: Norm | None = None
         self.residual: Tensor | None = None
         self.trunk: Tensor | None = None
-        self.joins = False
+        self.joins = self.z_joined = False
         _, _, channels, n = values.shape
         self.pilot = np.zeros(channels * n, values.dtype)
-        self.sums = np.zeros((2, channels * n))  # of x - p and of its square
+        self.sums = np.zeros((2, channels * n), values.dtype)  # of x - p and of its square
         self.begun = False
 
     def start(self) -> None:
@@ -98,7 +100,7 @@ class Feature(Tensor):
             self.over_images(self.pilot)[...] = mean[:, None]
         deviation = self.space("elementwise", x.shape)
         np.subtract(x, self.pilot, out=deviation)
-        self.sums[0] += np.matmul(ones, deviation)
+        self.sums[0] += np.matmul(ones, deviation)  # sums over W x H numbers, in blocks
         np.multiply(deviation, deviation, out=deviation)
         self.sums[1] += np.matmul(ones, deviation)
 
@@ -106,7 +108,7 @@ class Feature(Tensor):
         """Return mean and variance of what the tiles held: (1, C) in float64."""
         width, height, _, n = self.shape
         count = width * height * n
-        mean, square = (self.over_images(sums).sum(axis=1) / count for sums in self.sums)
+        mean, square = (self.over_images(sums).sum(axis=1, dtype=np.float64) / count for sums in self.sums)
         pilot = self.over_images(self.pilot)[:, 0]
         return Moments((pilot + mean)[None], (square - mean * mean)[None], count)
 
@@ -124,7 +126,7 @@ class Feature(Tensor):
             return self.norm.load_gradient(tile, self.space("gradient", self.rows[tile].shape))
         total = self.trunk.rows[tile]
         if self.joins:
-            own = self.norm.load_gradient(tile, self.space("gradient", total.shape))
+            own = self.norm.load_gradient(tile, self.space("gradient", total.shape), self.z_joined)
             np.add(total, own, out=total)  # Eq. (5)
         else:
             self.norm.load_gradient(tile, total)
@@ -178,8 +180,9 @@ class Norm:
             self.spread(s, self.scale)
             self.spread(beta - s * self.mean, self.shift)
         self.spread(self.mean, self.mean_row)
-        self.sum_z, self.sum_zx = np.zeros((2, self.channels * self.n))
+        self.sum_z, self.sum_zx = np.zeros((2, self.channels * self.n), self.space.dtype)
         self.sum_zu = np.zeros(self.channels)
+        self.spread(self.s / self.factor, self.a)
         return moments
 
     def running_moments(self, params: Mapping[str, Array]) -> Moments:
@@ -236,29 +239,32 @@ class Norm:
 
     def differentiate(self) -> Gradients:
         """Turn the sums into the affine map of BN's backward; return this share of dgamma and dbeta by name."""
-        sum_z, sum_zx = (s.reshape(self.channels, self.n).sum(axis=1) for s in (self.sum_z, self.sum_zx))
+        sums = (s.reshape(self.channels, self.n) for s in (self.sum_z, self.sum_zx))
+        sum_z, sum_zx = (s.sum(axis=1, dtype=np.float64) for s in sums)
         if self.folded:
             sum_zx = self.sum_zu + self.offset * sum_z
         dbeta, dgamma = sum_z / self.factor, sum_zx / self.factor * self.rstd  # the sums of z and of z x^
         along_constant, along_normalised = self.team.sum(np.array([dbeta, dgamma])) / self.values
         b = -self.s * self.rstd * along_normalised
-        self.spread(self.s / self.factor, self.a)
         self.spread(b, self.b)
         self.spread(-self.s * along_constant - b * self.mean, self.d)
         gradients = {self.name + ".weight": dgamma, self.name + ".bias": dbeta}
         return {name: gradient.astype(self.space.dtype) for name, gradient in gradients.items()}
 
-    def load_gradient(self, tile: slice, out: Array) -> Array:
-        """Write a z + b x + d for the rows of a tile."""
-        assert self.gradient is not None
-        z = self.gradient.rows[tile]
+    def load_gradient(self, tile: slice, out: Array, without_z: bool = False) -> Array:
+        """Write a z + b x + d for the rows of a tile, or b x + d."""
         np.multiply(self.x.rows[tile], self.b, out=out)
         np.add(out, self.d, out=out)
-        if not self.folded:
-            scaled = self.space("elementwise", z.shape)
-            z = np.multiply(z, self.a, out=scaled)
-        np.add(out, z, out=out)
+        if not without_z:
+            assert self.gradient is not None
+            self.add_scaled(self.gradient.rows[tile], out)
         return out
+
+    def add_scaled(self, z: Array, out: Array) -> None:
+        """Add a z."""
+        if not self.folded:
+            z = np.multiply(z, self.a, out=self.space("elementwise", z.shape))
+        np.add(out, z, out=out)
 
 
 @dataclass
@@ -359,6 +365,12 @@ class Activation:
         np.bitwise_and(bits, mask, out=bits)
         return scratch
 
+    def place(self, tile: slice) -> Array:
+        """Return where a convolution writes a tile of z, (pixels, C, n): scratch, where z joins at once."""
+        if not self.norms[0].x.z_joined:
+            return self.gradient.pixels[tile]
+        return self.space("z", (tile.stop - tile.start, *self.shape[2:]))
+
     def weigh(self, sum_za: Array) -> None:
         """Take a reader's share of the sum of z times the activation, (C,), for batch norm."""
         for norm in self.norms:
@@ -368,11 +380,16 @@ class Activation:
         """Finish a tile of z that the convolution has written: add the shortcut's share, mask, sum."""
         if self.shortcut_gradient is not None:
             self.shortcut_gradient.add(tile, self.gradient)
-        z = self.gradient.rows[tile]
+        z = self.place(tile)
+        z = z.reshape(len(z), -1)
         bits = z.view(self.integer)
         np.bitwise_and(bits, mask, out=bits)
         for norm in self.norms:
             norm.collect(tile, z)
+        feature = self.norms[0].x
+        if feature.z_joined:
+            assert feature.trunk is not None
+            self.norms[0].add_scaled(z, feature.trunk.rows[tile])
 
 
 class Patches(Tensor):
@@ -427,6 +444,10 @@ class Projected:
     def factor(self) -> Array:
         """What the weights are multiplied by."""
         return self.activation.factor
+
+    def place(self, tile: slice) -> Array:
+        """Return where a convolution writes a tile of its gradient, (pixels, C, n)."""
+        return self.gradient.pixels[tile]
 
     def absorb(self, tile: slice, mask: Array) -> None:
         """Do nothing: the activation masks the sum of both gradients."""
