@@ -416,6 +416,9 @@ template <int groups_left> void copy_async_wait() {
 #define gridDim (emulator::block.grid)
 #define __syncthreads() emulator::arrive_and_wait(emulator::block.barrier, emulator::block.live, __LINE__)
 #define __syncwarp() emulator::arrive_and_wait(emulator::warp().barrier, emulator::warp().live, __LINE__)
+#define __threadfence()  // blocks run one after another, so nobody notices where one is missing
+#define __ldcg(address) (*(address))
+inline int atomicAdd(int* address, int value) { return std::exchange(*address, *address + value); }
 #define __shfl_xor_sync(mask, value, bits) emulator::shuffle(value, emulator::lane() ^ (bits), __LINE__)
 #define __shfl_down_sync(mask, value, by) \
   emulator::shuffle(value, emulator::lane() + (by) < 32 ? emulator::lane() + (by) : emulator::lane(), __LINE__)

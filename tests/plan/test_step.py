@@ -9,8 +9,10 @@ from tests.fast.test_step import make_batches, random_state
 from tests.kernels.emulator import schedule
 from tests.kernels.tools import SCHEDULES, require_compiler
 from tests.plan.tools import (
+    GROUPED,
     IMAGES,
     NETWORKS,
+    SIZE,
     assert_as_good,
     build,
     gradients_of,
@@ -21,6 +23,7 @@ from tests.toy_run import toy_data
 from tinyres.data import Batches
 from tinyres.networks import build_network
 from tinyres.recipes import PAPER, TORCH_PORT
+from tinyres_gpu.plan.compile import compile_step
 from tinyres_gpu.plan.emit import ITERATIONS
 
 pytestmark = require_compiler
@@ -64,6 +67,17 @@ def test_the_same_bits_in_any_order(precision):
     for losses, state in results[1:]:
         assert losses == results[0][0]
         assert all(np.array_equal(value, results[0][1][name]) for name, value in state.items())
+
+
+@pytest.mark.parametrize("name", ["the default", "original with option B"])
+def test_launches_that_finish_give_the_same_bits_as_blocks_that_come_last(name, monkeypatch):
+    step, other = planned(build(name)), planned(build(name))
+    apart = compile_step(build(name), GROUPED, IMAGES, size=SIZE, fold=False)
+    assert len(apart.launches) > len(step.plan(IMAGES, *SIZE).launches)
+    monkeypatch.setattr(other, "plan", lambda *_: apart)
+    assert [step(0), step(1)] == [other(0), other(1)]
+    state = other.state()
+    assert all(np.array_equal(value, state[key]) for key, value in step.state().items())
 
 
 def test_nesterov_and_decay_of_everything():

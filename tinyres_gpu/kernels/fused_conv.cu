@@ -2,14 +2,14 @@
 //
 // Batch norm and ReLU are applied while x is read, the shortcut is added before y is written, and the tile's share
 // of the next batch norm's moments is found while y is at hand: mean, and sum of squared deviations from it, in two
-// passes over the tile in shared memory. finish.cu merges the tiles.
+// passes over the tile in shared memory. finish.cuh merges the tiles.
 
 template <int CHANNELS, class Arithmetic>
 __global__ void __launch_bounds__(THREADS, 2)
     fused_conv(const float* x, const float4* norm, const float* w, const float* shortcut, const float4* shortcut_norm,
                int shortcut_channels, int shortcut_stride, float* y, float2* moments, int images, int images_per_group,
                int height, int width, int channels, int out_height, int out_width, int out_channels, int kernel,
-               int stride) {
+               int stride, const MomentsToFinish* to_finish, int* arrivals) {
   using P = Product<CHANNELS, Arithmetic>;
   constexpr int QUADS = CHANNELS / 4;
   const Geometry g = {height, width, channels, out_height, out_width, out_channels, kernel, stride, false};
@@ -48,4 +48,5 @@ __global__ void __launch_bounds__(THREADS, 2)
   }
   m2 = sum_over_tile<CHANNELS>(m2, sums);
   write_pair<CHANNELS>(moments, mean, m2, tile, c, out_channels);
+  finish_if_last(to_finish, moments, arrivals, first_channel, CHANNELS);
 }

@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(THREADS, 2)
                         const float* w, const float* added, int added_channels, int added_stride, const float* t,
                         const float4* norm, const float* gate, float* dx, float2* sums, int images,
                         int images_per_group, int height, int width, int channels, int out_height, int out_width,
-                        int out_channels, int kernel, int stride) {
+                        int out_channels, int kernel, int stride, const SumsToFinish* to_finish, int* arrivals) {
   using P = Product<CHANNELS, Arithmetic>;
   constexpr int QUADS = CHANNELS / 4;
   const Geometry g = {height, width, channels, out_height, out_width, out_channels, kernel, stride, true};
@@ -48,6 +48,7 @@ __global__ void __launch_bounds__(THREADS, 2)
   };
   if (norm) {
     pass_gate<CHANNELS>(t, norm, gate, dx, sums, tile, P::ROWS, first_channel, out_channels, reduced, gradient);
+    finish_if_last(to_finish, sums, arrivals, first_channel, CHANNELS);
     return;
   }
   const int c = first_channel + threadIdx.x % QUADS * 4;

@@ -16,9 +16,9 @@ __global__ void join(const float* t, const float4* norm, const float* shortcut, 
 
 // The two sums of a second batch norm that gets the same gradient dz: the projection's, in a unit with option B.
 template <int CHANNELS>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 2)
     projection_sums(const float* dz, const float* t, const float4* norm, float2* partial, int images,
-                    int images_per_group, int pixels, int channels, int rows) {
+                    int images_per_group, int pixels, int channels, int rows, const SumsToFinish* to_finish, int* arrivals) {
   constexpr int QUADS = CHANNELS / 4;
   __shared__ float4 reduced[THREADS / 32][QUADS];
   const Tile tile = find_tile(rows, images, images_per_group, pixels);
@@ -34,4 +34,5 @@ __global__ void __launch_bounds__(THREADS)
   sum = sum_over_tile<CHANNELS>(sum, reduced);
   along = sum_over_tile<CHANNELS>(along, reduced);
   write_pair<CHANNELS>(partial, sum, along, tile, c, channels);
+  finish_if_last(to_finish, partial, arrivals, blockIdx.y * CHANNELS, CHANNELS);
 }

@@ -23,7 +23,7 @@ struct Activated {
 //
 //     dy = base + a dz + b (y - mean) + c        with (a, b, c, mean) for each group and channel
 //
-// which is batch norm's backward (finish.cu has the coefficients) as an affine map, and `base` is the gradient
+// which is batch norm's backward (finish.cuh has the coefficients) as an affine map, and `base` is the gradient
 // that comes along the shortcut: the "1 +" of Eq. (5). Either part may be missing.
 struct Arriving {
   const float *base, *dz, *y;  // null: not there

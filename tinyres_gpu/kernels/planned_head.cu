@@ -30,7 +30,7 @@ __device__ __forceinline__ float dot(const float* a, const float* b, int count, 
 
 // A block an image: logits, softmax, loss, whether the largest logit is the label's, and back to the pooled
 // features. `share` is 1 / mini-batch: the gradient is that of the mean loss. The largest logit is subtracted first.
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 2)
     classify(const float* pooled, const float* w, const float* b, const int* labels, float* dlogits, float* dpooled,
              float2* loss_and_error, int classes, int channels, float share) {
   __shared__ float logits[1024];
@@ -78,11 +78,13 @@ __global__ void linear_gradient(const float* pooled, const float* dlogits, const
 
 // The pooled features' gradient goes to all pixels alike, through the last ReLU: see pass_gate.
 template <int CHANNELS>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 2)
     pool_gradient(const float* dpooled, const float* t, const float4* norm, const float* gate, float* dz, float2* sums,
-                  int images, int images_per_group, int pixels, int channels, int rows) {
+                  int images, int images_per_group, int pixels, int channels, int rows, const SumsToFinish* to_finish,
+                  int* arrivals) {
   __shared__ float4 reduced[THREADS / 32][CHANNELS / 4];
   const Tile tile = find_tile(rows, images, images_per_group, pixels);
   pass_gate<CHANNELS>(t, norm, gate, dz, sums, tile, rows, blockIdx.y * CHANNELS, channels, reduced,
                       [&](int i, int c) { return load(dpooled, (tile.first + i) / pixels * channels + c) * (1.f / pixels); });
+  finish_if_last(to_finish, sums, arrivals, blockIdx.y * CHANNELS, CHANNELS);
 }

@@ -17,7 +17,7 @@ __device__ __forceinline__ float4 sum_over_tile(float4 mine, float4 (*shared)[CH
   return total;
 }
 
-// Two numbers of a tile for each channel, to be finished by finish.cu: partial is (groups, tiles, channels).
+// Two numbers of a tile for each channel, to be finished by finish.cuh: partial is (groups, tiles, channels).
 template <int CHANNELS>
 __device__ __forceinline__ void write_pair(float2* partial, float4 first, float4 second, const Tile& tile, int channel,
                                            int channels) {

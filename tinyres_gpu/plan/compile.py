@@ -25,6 +25,7 @@ from tinyres.recipes import Recipe
 from tinyres.units import ResidualUnit
 from tinyres_gpu.kernels.loader import LARGEST
 from tinyres_gpu.plan.emit import Arriving, Emitter, Feature, Norm, Pixels, Shortcut, Signal
+from tinyres_gpu.plan.fold import fold_finishing
 from tinyres_gpu.plan.launches import Buffer, Plan
 from tinyres_gpu.plan.layout import PLANES, planned_shapes
 
@@ -72,6 +73,7 @@ def compile_step(
     size: tuple[int, int] = (32, 32),
     pixels: Pixels | None = None,
     largest_batch: int | None = None,
+    fold: bool = True,
 ) -> Plan:
     """Compile a network's training step.
 
@@ -91,6 +93,8 @@ def compile_step(
         (N, H, W, 4), and ``labels``.
     largest_batch : int, optional
         Images in the largest mini-batch of the run, if not `batch_size`.
+    fold : bool
+        Whether launches finish the moments and sums that they find themselves.
 
     Raises
     ------
@@ -108,7 +112,8 @@ def compile_step(
     compiler.run(images)
     emitter.sum_splits()
     emitter.update(network, planned_shapes(network))
-    plan = Plan(batch_size, precision, tuple(emitter.launches), () if pixels else (images, emitter.labels))
+    launches = tuple(fold_finishing(emitter.launches) if fold else emitter.launches)
+    plan = Plan(batch_size, precision, launches, () if pixels else (images, emitter.labels))
     largest = max(plan.buffers.values(), key=lambda buffer: buffer.size if not buffer.permanent else 0)
     if largest.size > LARGEST:
         raise ValueError(f"{largest.name} has {largest.size} numbers, more than kernels can count")

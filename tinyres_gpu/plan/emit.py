@@ -19,6 +19,7 @@ from tinyres.optim import decays
 from tinyres.recipes import Recipe
 from tinyres_gpu.kernels.conv import tile_channels
 from tinyres_gpu.kernels.loader import THREADS
+from tinyres_gpu.plan.fold import FINISHING, UNFINISHED
 from tinyres_gpu.plan.launches import Argument, Buffer, Deal, Launch, Table, Updated, Written
 from tinyres_gpu.plan.layout import COLOURS, PLANES, planned_shape
 
@@ -33,10 +34,10 @@ SUMMED_TOGETHER = (
 
 ACROSS = 16  # channels that a block finishes, as in finish.cu
 STEP, SHORTEST_SPLIT = 32, 256  # pixels of a weight gradient's split: a multiple, and the least
-RUNNING = ("running_mean", "running_var")
+AFFINE, RUNNING = ("weight", "bias"), ("running_mean", "running_var")
 
 CONVOLUTIONS, DATA, WEIGHTS = "convolutions", "data gradients", "weight gradients"
-FINISHING, JOINS, HEAD, REST = "finishing", "joins", "head", "mini-batch and update"
+JOINS, HEAD, REST = "joins", "head", "mini-batch and update"
 
 
 class Feature(NamedTuple):
@@ -190,6 +191,7 @@ class Emitter:
             *(Written(y), Written(partial) if partial else None),
             *self.images,
             *(*image, c, *out_image, layer.c_out, layer.kernel, layer.stride),
+            *UNFINISHED,
             multiply_adds=_multiply_adds(layer, y),
             channels=min(layer.c_in, layer.c_out),
             partly=_part_of(shortcut, source),
@@ -202,15 +204,14 @@ class Emitter:
         assert partial is not None, layer.name
         tiles, c = partial.shape[1:3]
         numbers = Buffer(f"{layer.name}.numbers", (self.groups, c, 4))
-        self.launch(
-            "finish_moments",
-            FINISHING,
-            (-(-c // ACROSS), self.groups),
-            *(partial, *_affine_parameters(layer), Written(numbers)),
-            *(Updated(Buffer(f"{layer.name}.{which}", (c,), permanent=True)) for which in RUNNING),
-            *(tiles, self._rows(tile_channels(c)), self._pixels(y) // self.groups, c),
+        gamma, beta = (parameter(f"{layer.name}.{which}", (c,)) for which in AFFINE)
+        mean, var = (Updated(parameter(f"{layer.name}.{which}", (c,))) for which in RUNNING)
+        row = (
+            *(gamma, beta, Written(numbers), mean, var),
+            *(self.groups, tiles, self._rows(tile_channels(c)), self._pixels(y) // self.groups, c),
             *(float(self.recipe.eps), float(self.recipe.running_momentum)),
         )
+        self.launch("finish_moments", FINISHING, (-(-c // ACROSS),), Table((row,)), partial)
         return Norm(layer.name, y, numbers)
 
     def join(self, unit: str, norm: Norm, shortcut: Shortcut) -> Buffer:
@@ -270,7 +271,7 @@ class Emitter:
             HEAD,
             (self.groups * tiles, c // tile),
             *(dpooled, behind.tensor, behind.numbers, behind.gate, Written(dz), Written(sums)),
-            *(*self.images, h * w, c, rows),
+            *(*self.images, h * w, c, rows, *UNFINISHED),
         )
         return self.finish_sums(behind, dz, sums)
 
@@ -348,14 +349,12 @@ class Emitter:
         """Finish the sums of a batch norm's backward: its parameters' gradients, and how dz becomes dx."""
         tiles, c = sums.shape[1:3]
         affine = Buffer(f"{behind.name}.affine", (self.groups, c, 4))
-        dgamma, dbeta = (gradient(parameter(f"{behind.name}.{which}", (c,))) for which in ("weight", "bias"))
-        self.launch(
-            "finish_sums",
-            FINISHING,
-            (-(-c // ACROSS),),
-            *(sums, behind.numbers, Written(affine), Written(dgamma), Written(dbeta)),
+        dgamma, dbeta = (gradient(parameter(f"{behind.name}.{which}", (c,))) for which in AFFINE)
+        row = (
+            *(behind.numbers, Written(affine), Written(dgamma), Written(dbeta)),
             *(self.groups, tiles, self._pixels(behind.tensor) // self.groups, c),
         )
+        self.launch("finish_sums", FINISHING, (-(-c // ACROSS),), Table((row,)), sums)
         return Arriving(None, dz, behind.tensor, affine)
 
     def projection_sums(self, norm: Norm, dz: Buffer) -> Arriving:
@@ -370,7 +369,7 @@ class Emitter:
             JOINS,
             (self.groups * tiles, c // tile),
             *(dz, norm.tensor, norm.numbers, Written(sums)),
-            *(*self.images, h * w, c, rows),
+            *(*self.images, h * w, c, rows, *UNFINISHED),
         )
         return self.finish_sums(norm, dz, sums)
 
@@ -420,7 +419,7 @@ class Emitter:
                 parameter(layer.name + ".weight", planned_shape(layer)),
             ),
             *(added, added.shape[3] if added else 0, added_stride, *through, *self.images),
-            *(*dy.shape[1:], *dx.shape[1:], layer.kernel, layer.stride),
+            *(*dy.shape[1:], *dx.shape[1:], layer.kernel, layer.stride, *UNFINISHED),
             multiply_adds=_multiply_adds(layer, dy),
             channels=min(layer.c_in, layer.c_out),
         )
@@ -453,11 +452,6 @@ def parameter(name: str, shape: tuple[int, ...]) -> Buffer:
 def gradient(of: Buffer) -> Buffer:
     """Return the buffer of a parameter's gradient."""
     return Buffer(f"gradient.{of.name}", of.shape, permanent=True)
-
-
-def _affine_parameters(layer: BatchNorm) -> tuple[Buffer, Buffer]:
-    shape = (layer.channels,)
-    return parameter(layer.name + ".weight", shape), parameter(layer.name + ".bias", shape)
 
 
 def _numbers(signal: Signal) -> Buffer | None:

@@ -61,16 +61,22 @@ class Updated(NamedTuple):
     buffer: Buffer
 
 
-Access: TypeAlias = Buffer | Written | Updated
+class Gathered(NamedTuple):
+    """An argument that all blocks fill, each its part, and the last one then reads."""
+
+    buffer: Buffer
+
+
+Access: TypeAlias = Buffer | Written | Updated | Gathered
 
 
 class Table(NamedTuple):
     """An argument that tells the kernel where many buffers lie, a row for each piece of work.
 
-    A row is the kernel's struct: an address for each buffer, and whole numbers, 8 bytes each.
+    A row is the kernel's struct: an address for each buffer, and numbers, 8 bytes each.
     """
 
-    rows: tuple[tuple[Access | int, ...], ...]
+    rows: tuple[tuple[Access | int | float, ...], ...]
 
 
 class Deal(NamedTuple):
@@ -118,10 +124,12 @@ class Launch:
     def accesses(self) -> Iterator[Access]:
         """Every use of a buffer, in order."""
         for argument in self.arguments:
-            if isinstance(argument, Buffer | Written | Updated):
+            if isinstance(argument, Buffer | Written | Updated | Gathered):
                 yield argument
             elif isinstance(argument, Table):
-                yield from (value for row in argument.rows for value in row if not isinstance(value, int))
+                yield from (
+                    value for row in argument.rows for value in row if not isinstance(value, int | float)
+                )
 
     @property
     def reads(self) -> list[Buffer]:
@@ -215,10 +223,11 @@ def verify(plan: Plan) -> None:
     written = {buffer.name for buffer in plan.inputs}
     for number, launch in enumerate(plan.launches):
         fills = {access.buffer.name for access in launch.accesses if isinstance(access, Written)}
+        gathers = {access.buffer.name for access in launch.accesses if isinstance(access, Gathered)}
         for buffer in launch.reads:
             if buffer.name in fills:
                 raise PlanFault(f"launch {number}, {launch.kernel}, reads and fills {buffer.name}")
-            if not buffer.permanent and buffer.name not in written:
+            if not buffer.permanent and buffer.name not in written | gathers:
                 raise PlanFault(f"launch {number}, {launch.kernel}, reads {buffer.name} before it is written")
         written |= {buffer.name for buffer in launch.writes}
     plan.placement.verify()

@@ -14,7 +14,7 @@ import numpy as np
 
 from tinyres.array import Array
 from tinyres_gpu.kernels.loader import THREADS, Device, as_argument
-from tinyres_gpu.plan.launches import Argument, Buffer, Deal, Plan, Table, Updated, Written, verify
+from tinyres_gpu.plan.launches import Argument, Buffer, Deal, Gathered, Plan, Table, Updated, Written, verify
 
 
 class Program:
@@ -70,7 +70,7 @@ class Program:
         match argument:
             case Buffer():
                 return self.arrays[argument.name]
-            case Written(buffer) | Updated(buffer):
+            case Written(buffer) | Updated(buffer) | Gathered(buffer):
                 return self.arrays[buffer.name]
             case Deal():
                 return xp.asarray(argument.array())
@@ -79,8 +79,13 @@ class Program:
         return as_argument(argument)
 
     def _word(self, value: Any) -> int:
-        """Return an entry of a table: an address, or the number itself."""
-        return value if isinstance(value, int) else self.device.address(self._argument(value))
+        """Return an entry of a table, as 64 bits: an address, a whole number, or a double."""
+        match value:
+            case int():
+                return value
+            case float():
+                return int(np.float64(value).view(np.uint64))
+        return self.device.address(self._argument(value))
 
 
 def _prepared(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...]) -> Callable[[], None]:
