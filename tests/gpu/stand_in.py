@@ -245,6 +245,10 @@ class Stream:
         else:
             self.captured.append(launch)
 
+    def synchronize(self) -> None:
+        """Wait for everything in it."""
+        _refuse_in_capture("waiting for a stream")
+
     def begin_capture(self, mode: Any = None) -> None:
         """Record from here on."""
         if self.null:

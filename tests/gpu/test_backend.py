@@ -377,6 +377,19 @@ def test_float64_arrays_do_not_get_into_the_kernels(kernels) -> None:
         kernels.relu.forward(x)
 
 
+def test_a_run_by_planned_steps(kernels, tmp_path) -> None:
+    """What the command line does with a network of the paper: steps, looks at the test set, checkpoints."""
+    training, test = toy_data(4)
+    data = training, replace(test, images=test.images[:3], labels=test.labels[:3])
+    config = toy_config(depth=8, block="auto", batch_size=2)
+    exact = train(replace(config, backend="reference"), tmp_path / "exact", quiet=True, data=data)
+    result = train(config, tmp_path / "run", quiet=True, data=data)
+    step = kernels.make_step(config.network(), PAPER, lambda t: (), {}, iterations=4)
+    assert step.kind == "planned"
+    assert result["test_loss"] == pytest.approx(exact["test_loss"], rel=1e-4)
+    assert result["test_error"] == exact["test_error"]
+
+
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_a_run_with_our_kernels(precision, kernels, tmp_path, capsys) -> None:
     """It learns what NumPy learns, records how, and goes on in another precision."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyres.array import Array
+from tinyres.array import Array, array_module
 from tinyres.chain import Conv
 from tinyres.networks import Network
 
@@ -44,10 +44,11 @@ def to_plan(value: Array) -> Array:
 
 
 def from_plan(laid: Array, shape: tuple[int, ...]) -> Array:
-    """Return a parameter as everybody else knows it, of the given shape, C-contiguous."""
-    if len(shape) != 4:
-        return np.array(laid, order="C")
-    return np.ascontiguousarray(laid[:, :, : shape[1]].transpose(3, 2, 0, 1))
+    """Return a copy of a parameter as everybody else knows it, of the given shape, C-contiguous."""
+    if len(shape) == 4:
+        laid = laid[:, :, : shape[1]].transpose(3, 2, 0, 1)
+    copy: Array = array_module(laid).array(laid, order="C")
+    return copy
 
 
 def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -91,6 +91,7 @@ class PlannedStep:
         self.shapes = {name: value.shape for name, value in state.items()}
         self.arrays: dict[str, Array] = {}
         self.arena: Array | None = None
+        self.inference: Any = None  # with a copy of the present parameters
         self.runners: dict[tuple[int, ...], tuple[Program, Runner]] = {}
         self.schedule = Schedule(recipe, iterations, self.on_gpu, self._upload)
         if stream:  # what others have begun, such as the copy of the data set, is not waited for by this stream
@@ -115,6 +116,7 @@ class PlannedStep:
 
     def launch(self, t: int) -> None:
         """Start iteration t and do not wait for it."""
+        self.inference = None
         with self._streaming():
             if self.on_gpu is not None:
                 program, runner = self._runner(self.on_gpu.size(t))
@@ -136,6 +138,17 @@ class PlannedStep:
             loss, errors = self.backend.to_host(self.arrays["schedule.results"][self.schedule.row(t)])
         return float(loss), int(errors)
 
+    def infer(self, images: Array) -> Array:
+        """Return the logits (N, classes) of normalised images (N, 3, H, W) at test time, by pairs."""
+        if self.inference is None:
+            with self._streaming():
+                state = {name: from_plan(self.arrays[name], shape) for name, shape in self.shapes.items()}
+            if self.stream:
+                self.stream.synchronize()  # what follows runs on the caller's stream
+            self.inference = self.backend.make_inference(self.network, state, eps=self.recipe.eps)
+        logits: Array = self.inference(images)
+        return logits
+
     def state(self) -> dict[str, Array]:
         """Return a copy of the training state: NumPy arrays, C-contiguous."""
         with self._streaming():
@@ -146,6 +159,7 @@ class PlannedStep:
 
     def load(self, state: Mapping[str, Array]) -> None:
         """Copy a training state in, in place."""
+        self.inference = None
         with self._streaming():
             self._fill(state)
 
