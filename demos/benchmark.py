@@ -1,20 +1,27 @@
-"""A whole training step of tinyres against PyTorch's, and against the textbook's, on this machine's CPU.
+"""A whole training step of tinyres against PyTorch's, and against the textbook's, on the machine at hand.
 
-    python demos/benchmark.py                                    # ResNet-20, 110 and 164 against PyTorch
+    python demos/benchmark.py                                    # ResNet-20, 110 and 164 on the CPU
     python demos/benchmark.py --against torch,torch-tuned,reference --depth 20 --rounds 9
+    python demos/benchmark.py --backend cupy --precision bf16    # on a GPU
 
-Each side runs in a process of its own (benchmark_side.py), the sides take turns, and what counts is the
-median, over the rounds, of the ratio between neighbours in time: a machine that is busy or changes its clock
-slows both. PyTorch runs the same network in its better memory format, on images that lie ready, with one
-batch norm over the mini-batch; tinyres draws and augments its images and keeps the paper's groups of 64.
-`torch-tuned` is PyTorch with malloc told to keep large blocks, which it otherwise gives back to the system and
-faults in again at every step.
+Each side runs in a process of its own (benchmark_side.py, benchmark_gpu_side.py), the sides take turns, and
+what counts is the median, over the rounds, of the ratio between neighbours in time: a machine that is busy or
+changes its clock slows both. PyTorch runs the same network on images that lie ready, with one batch norm over
+the mini-batch; tinyres draws and augments its images and keeps the paper's groups of 64.
 
-Printed, and written to --out as JSON, as a table and as a bar chart: seconds of a step, the ratio, CPU seconds,
-peak memory (shared pages counted once), images per second, and the multiply-adds of a step as a share of what
-matrix products of 1024 x 1024 reach on the same cores. A last table times the convolution and batch norm alone.
-The files are written after each depth and number of cores, and what an earlier call found on the same machine
-stays in them, so that a long benchmark can be taken in parts.
+On the CPU, PyTorch has its better memory format, and `torch-tuned` is PyTorch with malloc told to keep large
+blocks, which it otherwise gives back to the system and faults in again at every step. The table tells seconds
+of a step, the ratio, CPU seconds, peak memory (shared pages counted once), images per second, and the
+multiply-adds of a step as a share of what matrix products of 1024 x 1024 reach on the same cores. A last
+table times the convolution and batch norm alone.
+
+On a GPU, every side computes in the same precision: `torch` is PyTorch as it comes, `torch-channels-last` has
+that memory format, `torch-compiled` is compiled, too, and replays CUDA graphs. The table tells the gigabytes
+that a planned step moves, these as a share of what the card copies in the time of a step, launches, and
+memory held.
+
+--out gets the tables, JSON and a bar chart, after each line anew, and what an earlier call found on the same
+machine stays in them, so that a long benchmark can be taken in parts.
 """
 
 from __future__ import annotations
@@ -26,9 +33,10 @@ import platform
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from benchmark_side import family
@@ -37,33 +45,47 @@ from tinyres.errors import CommandLine, UserError, exit_with_one_sentence
 from tinyres.networks import build_network
 from tinyres.run_folder import write_file
 
-SIDES = ("tinyres", "torch", "torch-tuned", "reference")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 TUNED = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_"), str(1 << 30))
 FORMATS = ("channels_last", "contiguous_format")
-HEADER = (
-    f"{'depth':>5} {'cores':>5}  {'side':<12} {'step, s':>8} {'tinyres/side':>12} {'range':>11} "
-    f"{'CPU, s':>7} {'CPU ratio':>9} {'peak, MB':>8} {'images/s':>8} {'of GEMM':>7}  how"
-)
 
-# Taking turns
+Row = dict[str, Any]
+Answers = Mapping[str, Sequence[Row]]  # of each side, one a round
 
 
-def run_side(side: str, cores: int, **request: Any) -> dict[str, Any]:
-    """Let one side answer a request on some cores; return its answer and its peak memory."""
-    environment = os.environ | dict.fromkeys(THREADS, str(cores)) | (TUNED if side == "torch-tuned" else {})
-    program = Path(__file__).with_name("benchmark_side.py")
-    command = [sys.executable, str(program), json.dumps({"side": side, "cores": cores, **request})]
+class Column(NamedTuple):
+    """A column of the table: its title, and its text in a row."""
+
+    title: str
+    text: Callable[[Row], str]
+
+
+def _number(title: str, key: str, form: str, unit: float = 1) -> Column:
+    """Return the column of a number, empty where a side has none."""
+    return Column(title, lambda row: format(row[key] / unit, form) if row.get(key) is not None else "")
+
+
+def _ratio(row: Row) -> str:
+    lowest, *_, highest = row["ratios"] if len(row["ratios"]) > 1 else row["ratios"] * 2
+    return "" if row["side"] == "tinyres" else f"{row['ratio']:.2f} ({lowest:.2f}-{highest:.2f})"
+
+
+RATIO = Column("tinyres/side (range)", _ratio)
+
+
+def run_program(name: str, request: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[Row, int]:
+    """Let one side's program answer a request; return its answer and the most memory it had."""
+    command = [sys.executable, str(Path(__file__).with_name(name)), json.dumps(request)]
+    environment = os.environ | environment
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         memory = Memory(process.pid)
         output, _ = process.communicate()
         memory.stop()
     if process.returncode:
-        raise UserError(
-            f"the side {side} ended with exit code {process.returncode}; what it said stands above."
-        )
-    answer: dict[str, Any] = json.loads(output.splitlines()[-1])
-    return answer | {"peak": memory.peak}
+        side = request["side"]
+        raise UserError(f"the side {side} ended with exit code {process.returncode}: it says above why.")
+    answer: Row = json.loads(output.splitlines()[-1])
+    return answer, memory.peak
 
 
 class Memory:
@@ -96,111 +118,189 @@ class Memory:
         return total
 
 
-def compare(depth: int, cores: int, options: argparse.Namespace, sides: list[str]) -> list[dict[str, Any]]:
-    """Let the sides take turns; return a row for each."""
-    request = {"depth": depth, "batch_size": options.batch_size, "steps": options.steps}
-    requests = {side: request for side in sides}
-    for side in sides:  # PyTorch's better memory format
-        if side.startswith("torch"):
-            trials = {name: run_side(side, cores, **request, memory_format=name) for name in FORMATS}
-            better = min(trials, key=lambda name: trials[name]["step"])
-            requests[side] = request | {"memory_format": better}
-    rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
-    for _ in range(options.rounds):
+class OnCpu:
+    """The benchmark on the cores of this machine."""
+
+    sides = ("tinyres", "torch", "torch-tuned", "reference")
+    against = "torch,torch-tuned"
+    columns = (
+        _number("step, s", "step", ".3f"),
+        RATIO,
+        _number("CPU, s", "cpu", ".2f"),
+        _number("CPU ratio", "cpu_ratio", ".2f"),
+        _number("peak, MB", "peak", ".0f", 1e6),
+        _number("images/s", "images_per_second", ".0f"),
+        _number("of GEMM", "share_of_gemm", ".0%"),
+    )
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+
+    def places(self) -> list[str]:
+        """Return where the sides are compared: on so many cores."""
+        return [f"{cores} core{'s' * (cores > 1)}" for cores in self.options.cores]
+
+    def requests(self, sides: Sequence[str], depth: int, place: str) -> dict[str, Row]:
+        """Return what each side is asked for: of PyTorch in its better memory format."""
+        request = {"depth": depth, "batch_size": self.options.batch_size, "steps": self.options.steps}
+        requests = {side: request | {"side": side, "cores": int(place.split()[0])} for side in sides}
         for side in sides:
-            rounds[side].append(run_side(side, cores, **requests[side]))
-    # forward, data gradient and weight gradient: three times the forward pass
-    # (the images need no gradient; that share is in it on every side)
-    operations = 3 * 2 * build_network(depth).multiply_adds * options.batch_size
-    gemm = median(r["gemm"] for r in rounds["tinyres"]) * cores
+            if side.startswith("torch"):
+                trials = [requests[side] | {"memory_format": name} for name in FORMATS]
+                requests[side] = min(trials, key=lambda trial: float(self.run(trial)["step"]))
+        return requests
+
+    def run(self, request: Row) -> Row:
+        """Let a side answer."""
+        environment = dict.fromkeys(THREADS, str(request["cores"]))
+        tuned = TUNED if request["side"] == "torch-tuned" else {}
+        answer, peak = run_program("benchmark_side.py", request, environment | tuned)
+        return answer | {"peak": peak}
+
+    def details(self, row: Row, answers: Answers) -> Row:
+        """Return what else is to be told of a side."""
+        # forward, data gradient and weight gradient: three times the forward pass
+        # (the images need no gradient; that share is in it on every side)
+        operations = 3 * 2 * build_network(row["depth"]).multiply_adds * self.options.batch_size
+        gemm = median(answer["gemm"] for answer in answers["tinyres"]) * int(row["place"].split()[0])
+        own = answers[row["side"]]
+        return {
+            "cpu": median(answer["cpu"] for answer in own),
+            "cpu_ratio": median(a["cpu"] / b["cpu"] for a, b in zip(answers["tinyres"], own, strict=True)),
+            "share_of_gemm": operations / row["step"] / gemm,
+        }
+
+
+class OnGpu:
+    """The benchmark on the GPU that CuPy and PyTorch find."""
+
+    sides = ("tinyres", "torch", "torch-channels-last", "torch-compiled", "reference")
+    against = "torch,torch-channels-last,torch-compiled"
+    columns = (
+        _number("step, ms", "step", ".2f", 1e-3),
+        RATIO,
+        _number("images/s", "images_per_second", ".0f"),
+        _number("GB moved", "bytes", ".2f", 1e9),
+        _number("of copying", "share_of_bandwidth", ".0%"),
+        _number("launches", "launches", ".0f"),
+        _number("memory, GB", "peak", ".2f", 1e9),
+    )
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+
+    def places(self) -> list[str]:
+        """Return in what the sides are compared: a precision."""
+        return [str(self.options.precision)]
+
+    def requests(self, sides: Sequence[str], depth: int, place: str) -> dict[str, Row]:
+        """Return what each side is asked for."""
+        request = {"depth": depth, "batch_size": self.options.batch_size, "steps": self.options.steps}
+        return {side: request | {"side": side, "precision": place} for side in sides}
+
+    def run(self, request: Row) -> Row:
+        """Let a side answer."""
+        return run_program("benchmark_gpu_side.py", request, {})[0]
+
+    def details(self, row: Row, answers: Answers) -> Row:
+        """Return what else is to be told of a side."""
+        known: Row = answers[row["side"]][0]
+        if "bytes" not in known:
+            return {}
+        bandwidth = median(answer["bandwidth"] for answer in answers[row["side"]])
+        share = known["bytes"] / bandwidth / row["step"]
+        return {name: known[name] for name in ("bytes", "launches")} | {"share_of_bandwidth": share}
+
+
+BENCHMARKS = {"numpy": OnCpu, "cupy": OnGpu}
+
+
+def compare(
+    benchmark: OnCpu | OnGpu, sides: Sequence[str], depth: int, place: str, *, rounds: int, batch_size: int
+) -> list[Row]:
+    """Let the sides take turns; return a row for each."""
+    requests = benchmark.requests(sides, depth, place)
+    answers: dict[str, list[Row]] = {side: [] for side in sides}
+    for _ in range(rounds):
+        for side in sides:
+            answers[side].append(benchmark.run(requests[side]))
     rows = []
     for side in sides:
-        step = median(r["step"] for r in rounds[side])
-        ratios, cpu_ratios = (
-            sorted(a[key] / b[key] for a, b in zip(rounds["tinyres"], rounds[side], strict=True))
-            for key in ("step", "cpu")
-        )
-        rows.append(
-            {
-                "depth": depth,
-                "cores": cores,
-                "side": side,
-                "how": rounds[side][0]["how"],
-                "step": step,
-                "ratio": median(ratios),
-                "ratios": ratios,
-                "cpu": median(r["cpu"] for r in rounds[side]),
-                "cpu_ratio": median(cpu_ratios),
-                "peak": max(r["peak"] for r in rounds[side]),
-                "images_per_second": options.batch_size / step,
-                "share_of_gemm": operations / step / gemm,
-            }
-        )
+        pairs = zip(answers["tinyres"], answers[side], strict=True)
+        ratios = sorted(ours["step"] / theirs["step"] for ours, theirs in pairs)
+        step = median(answer["step"] for answer in answers[side])
+        row = {
+            "depth": depth,
+            "place": place,
+            "side": side,
+            "how": answers[side][0]["how"],
+            "step": step,
+            "ratio": median(ratios),
+            "ratios": ratios,
+            "peak": max(answer["peak"] for answer in answers[side]),
+            "images_per_second": batch_size / step,
+        }
+        rows.append(row | benchmark.details(row, answers))
     return rows
 
 
 # Telling
 
 
-def line(row: dict[str, Any]) -> str:
-    """Return a row of the printed table."""
-    span = f"{row['ratios'][0]:.2f}-{row['ratios'][-1]:.2f}"
+def line(cells: Sequence[str]) -> str:
+    """Return a line of the printed table."""
+    depth, place, side, step, ratio, *others, how = cells
     return (
-        f"{row['depth']:5} {row['cores']:5}  {row['side']:<12} "
-        f"{row['step']:8.3f} {row['ratio']:12.2f} {span:>11} "
-        f"{row['cpu']:7.2f} {row['cpu_ratio']:9.2f} {row['peak'] / 1e6:8.0f} {row['images_per_second']:8.0f} "
-        f"{row['share_of_gemm']:7.0%}  {row['how']}"
+        f"{depth:>5} {place:>8}  {side:<20}{step:>9} {ratio:>20}"
+        + "".join(f"{o:>11}" for o in others)
+        + f"  {how}"
     )
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
+def cells(row: Row, columns: Sequence[Column]) -> list[str]:
+    """Return a row's text."""
+    return [str(row["depth"]), row["place"], row["side"], *(column.text(row) for column in columns), row["how"]]
+
+
+def markdown(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     """Return the table of all rows for a page of documentation."""
-    lines = [
-        "| network | cores | side | step, s | tinyres / side (range) | CPU s | peak, MB | of GEMM |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        ratio = f"**{row['ratio']:.2f}** ({row['ratios'][0]:.2f} to {row['ratios'][-1]:.2f})"
-        lines.append(
-            f"| ResNet-{row['depth']} | {row['cores']} | {row['side']} | {row['step']:.3f} "
-            f"| {'' if row['side'] == 'tinyres' else ratio} | {row['cpu']:.2f} | {row['peak'] / 1e6:.0f} "
-            f"| {row['share_of_gemm']:.0%} |"
-        )
-    return "\n".join(lines) + "\n"
+    table = [["network", "", "side", *(column.title for column in columns)], ["---"] * (3 + len(columns))]
+    table += [["ResNet-" + depth, *others] for depth, *others, _ in (cells(row, columns) for row in rows)]
+    return "".join(f"| {' | '.join(texts)} |\n" for texts in table)
 
 
-def ops_table(ops: dict[str, list[dict[str, Any]]]) -> str:
+def ops_table(ops: Mapping[str, Sequence[Row]]) -> str:
     """Return the table of single operations."""
     keys = dict.fromkeys((row["op"], row["channels"]) for rows in ops.values() for row in rows)
     lines = [f"{'':32}{'channels':>9}" + "".join(f"{side:>12}" for side in ops)]
     for op, channels in keys:
-        cells = [
+        times = [
             next((f"{row['ms']:.1f}" for row in rows if (row["op"], row["channels"]) == (op, channels)), "")
             for rows in ops.values()
         ]
-        lines.append(f"{op:32}{channels:9}" + "".join(f"{cell:>12}" for cell in cells))
+        lines.append(f"{op:32}{channels:9}" + "".join(f"{time:>12}" for time in times))
     return "\n".join(lines)
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw the time of a step as bars, one group for each depth and number of cores."""
+def draw(rows: Sequence[Row], sides: Sequence[str], path: Path) -> None:
+    """Draw the time of a step as bars, one group for each depth and place."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    groups = list(dict.fromkeys((row["depth"], row["cores"]) for row in rows))
-    sides = [side for side in SIDES if any(row["side"] == side for row in rows)]
+    groups = list(dict.fromkeys((row["depth"], row["place"]) for row in rows))
+    sides = [side for side in sides if any(row["side"] == side for row in rows)]
     figure, axes = plt.subplots(figsize=(1.6 * len(groups) + 2, 4), layout="constrained")
     width = 0.8 / len(sides)
     for i, side in enumerate(sides):
-        own = {(row["depth"], row["cores"]): row for row in rows if row["side"] == side}
+        own = {(row["depth"], row["place"]): row for row in rows if row["side"] == side}
         places = [groups.index(group) + (i - (len(sides) - 1) / 2) * width for group in own]
         bars = axes.bar(places, [row["step"] / row["depth"] * 1e3 for row in own.values()], width, label=side)
-        axes.bar_label(bars, [f"{row['step']:.2g} s" for row in own.values()], fontsize=7)
-    names = [f"ResNet-{depth}\n{cores} core{'s' * (cores > 1)}" for depth, cores in groups]
-    axes.set_xticks(range(len(groups)), names)
+        axes.bar_label(bars, [f"{row['step']:.2g}" for row in own.values()], fontsize=7)
+    axes.set_xticks(range(len(groups)), [f"ResNet-{depth}\n{place}" for depth, place in groups])
     axes.set_ylabel("milliseconds of a training step, a layer")
+    axes.set_title("on the bars: seconds of a whole step", fontsize=9)
     axes.legend()
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -209,9 +309,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 class Report:
     """The files in --out."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.values: dict[str, Any] = {"machine": machine(), "commands": [], "rows": [], "ops": {}}
+    def __init__(self, folder: Path, benchmark: type[OnCpu] | type[OnGpu]) -> None:
+        self.folder, self.benchmark = folder, benchmark
+        self.values: Row = {"machine": machine(), "commands": [], "rows": [], "ops": {}}
         path = folder / "benchmark.json"
         if path.exists():
             earlier = json.loads(path.read_text())
@@ -219,27 +319,27 @@ class Report:
                 self.values = earlier
         self.values["commands"].append(" ".join(["python", *sys.argv]))
 
-    def add(self, rows: list[dict[str, Any]]) -> None:
-        """Take the rows of one depth and number of cores; write the files."""
-        new = (rows[0]["depth"], rows[0]["cores"])
-        kept = [row for row in self.values["rows"] if (row["depth"], row["cores"]) != new]
-        self.values["rows"] = sorted(kept + rows, key=lambda row: (row["depth"], row["cores"]))
+    def add(self, rows: Sequence[Row]) -> None:
+        """Take the rows of one depth and place; write the files."""
+        new = (rows[0]["depth"], rows[0]["place"])
+        kept = [row for row in self.values["rows"] if (row["depth"], row["place"]) != new]
+        self.values["rows"] = sorted([*kept, *rows], key=lambda row: (row["depth"], row["place"]))
         self.write()
 
     def write(self) -> None:
         """Write JSON, table and chart."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        rows, columns = self.values["rows"], self.benchmark.columns
         write_file(self.folder / "benchmark.json", (json.dumps(self.values, indent=1) + "\n").encode())
-        write_file(self.folder / "benchmark.md", markdown(self.values["rows"]).encode())
-        draw(self.values["rows"], self.folder / "benchmark.png")
+        write_file(self.folder / "benchmark.md", markdown(rows, columns).encode())
+        draw(rows, self.benchmark.sides, self.folder / "benchmark.png")
 
 
-def machine() -> dict[str, Any]:
-    """Say on what all this runs."""
-    entries = (entry.split(":", 1) for entry in Path("/proc/cpuinfo").read_text().splitlines() if ":" in entry)
-    facts = {
-        name.strip(): value.strip() for name, value in reversed(list(entries))
-    }  # the first processor's last
+def machine() -> Row:
+    """Say on what all this runs; a GPU is named by the sides."""
+    processors = Path("/proc/cpuinfo").read_text().split("\n\n")
+    facts = dict(line.split(":", 1) for line in processors[0].splitlines() if ":" in line)
+    facts = {name.strip(): value.strip() for name, value in facts.items()}
     return {
         "processor": facts.get("model name", "unknown"),
         "avx512": "avx512f" in facts.get("flags", ""),
@@ -257,12 +357,12 @@ def numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def read_sides(text: str) -> list[str]:
+def read_sides(text: str, known: Sequence[str]) -> list[str]:
     """Return the sides that run, tinyres first; say which cannot."""
     sides = ["tinyres"]
     for side in text.split(","):
-        if side not in SIDES:
-            raise UserError(f"there is no side {side!r}: choose of {', '.join(SIDES[1:])}.")
+        if side not in known:
+            raise UserError(f"there is no side {side!r}: choose of {', '.join(known[1:])}.")
         missing = subprocess.run([sys.executable, "-c", "import torch"], capture_output=True).returncode
         if side.startswith("torch") and missing:
             print(f"{side}: PyTorch is not installed here")
@@ -275,38 +375,47 @@ def main() -> None:
     """Run the program."""
     available = len(os.sched_getaffinity(0))
     parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--against", default="torch,torch-tuned", help="sides, of " + ", ".join(SIDES[1:]))
+    sides = "; ".join(f"with {name}: {', '.join(which.sides[1:])}" for name, which in BENCHMARKS.items())
+    parser.add_argument("--backend", choices=BENCHMARKS, default="numpy", help="numpy: the CPU; cupy: a GPU")
+    parser.add_argument("--against", help=f"sides, with commas; {sides}")
     parser.add_argument("--depth", type=numbers, default=[20, 110, 164], help="depths, with commas")
     parser.add_argument("--batch-size", type=int, default=128, help="images in a mini-batch (default: 128)")
+    parser.add_argument("--rounds", type=int, default=5, help="how often the sides take turns (default: 5)")
+    parser.add_argument("--steps", type=int, help="steps timed in each process (default: 3; on a GPU 50)")
     parser.add_argument(
         "--cores", type=numbers, default=sorted({available, 1}, reverse=True), help="with commas"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="how often the sides take turns (default: 5)")
-    parser.add_argument("--steps", type=int, default=3, help="steps timed in each process (default: 3)")
+    parser.add_argument("--precision", default="float32", help="on a GPU: float32, tf32 or bf16, of every side")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark"), help="folder of the files written")
     options = parser.parse_args()
-    counts = (options.batch_size, options.rounds, options.steps, *options.cores)
-    if min(counts) < 1 or max(options.cores) > available:
-        raise UserError(f"counts begin at 1 and there are {available} cores here: see --help.")
+    options.steps = options.steps or {"numpy": 3, "cupy": 50}[options.backend]
+    if min(options.batch_size, options.rounds, options.steps, *options.cores) < 1:
+        raise UserError("sizes, rounds, steps and cores begin at 1: see --help.")
+    if max(options.cores) > available:
+        raise UserError(f"there are {available} cores here, not {max(options.cores)}: see --cores.")
     for depth in options.depth:
         build_network(depth)  # says so if there is no such depth, before anything is timed
-    sides = read_sides(options.against)
+    benchmark = BENCHMARKS[options.backend](options)
+    chosen = read_sides(options.against or benchmark.against, benchmark.sides)
 
-    report = Report(options.out)
-    print(HEADER, flush=True)
+    report = Report(options.out, type(benchmark))
+    titles = [column.title for column in benchmark.columns]
+    print(line(["depth", "", "side", *titles, "how"]), flush=True)
     for depth in options.depth:
-        for cores in options.cores:
-            rows = compare(depth, cores, options, sides)
+        for place in benchmark.places():
+            sizes = {"rounds": options.rounds, "batch_size": options.batch_size}
+            rows = compare(benchmark, chosen, depth, place, **sizes)
             report.add(rows)
             for row in rows:
-                print(line(row), flush=True)
-    for side in sides:
-        if side != "torch-tuned":
-            answer = run_side(side, 1, per_op=True, batch_size=options.batch_size)
-            report.values["ops"][side] = answer["rows"]
-    report.write()
-    print(f"\nmilliseconds on one core, {options.batch_size} images, best of 7")
-    print(ops_table(report.values["ops"]))
+                print(line(cells(row, benchmark.columns)), flush=True)
+    if isinstance(benchmark, OnCpu):
+        for side in chosen:
+            if side != "torch-tuned":
+                request = {"side": side, "cores": 1, "per_op": True, "batch_size": options.batch_size}
+                report.values["ops"][side] = benchmark.run(request)["rows"]
+        report.write()
+        print(f"\nmilliseconds on one core, {options.batch_size} images, best of 7")
+        print(ops_table(report.values["ops"]))
     print(f"\nwritten to {options.out}")
 
 

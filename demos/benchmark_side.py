@@ -45,10 +45,13 @@ def measure(
         ``step``: seconds, the median; ``cpu``: CPU seconds a step, workers included; ``gemm``: the rate of
         large products, in floating-point operations a second; ``how``: what a reader should know.
     """
+    from tinyres.backends import get_backend
+
     if side.startswith("torch"):
         step, how = torch_step(depth, batch_size, cores, memory_format)
     else:
-        step, how = tinyres_step("numpy" if side == "tinyres" else "reference", depth, batch_size)
+        backend = get_backend("numpy" if side == "tinyres" else "reference")
+        step, how = tinyres_step(backend, depth, batch_size)
     times = []
     for t in range(WARM_UP + steps):
         if t == WARM_UP:
@@ -63,11 +66,10 @@ def measure(
     return result
 
 
-def tinyres_step(backend: str, depth: int, batch_size: int) -> tuple[Callable[[int], Any], str]:
-    """Return a training step of tinyres on random images."""
+def tinyres_step(backend: Any, depth: int, batch_size: int) -> tuple[Any, str]:
+    """Return a training step of one of tinyres's backends on random images."""
     import numpy as np
 
-    from tinyres.backends import get_backend
     from tinyres.config import blas_kernel
     from tinyres.data import Batches, Dataset
     from tinyres.init import initialise
@@ -77,11 +79,9 @@ def tinyres_step(backend: str, depth: int, batch_size: int) -> tuple[Callable[[i
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (10 * batch_size, 3, 32, 32), np.uint8)
     dataset = Dataset("noise", images, rng.integers(0, 10, len(images)), tuple("0123456789"))
-    batches = Batches(dataset, PAPER, seed=0, batch_size=batch_size)
+    batches = Batches(dataset, PAPER, seed=0, batch_size=batch_size, xp=backend.xp)
     network = build_network(depth)
-    step = get_backend(backend).make_step(
-        network, PAPER, batches, initialise(network, PAPER, 0), iterations=64_000
-    )
+    step = backend.make_step(network, PAPER, batches, initialise(network, PAPER, 0), iterations=64_000)
     replicas = getattr(step, "replicas", 1)
     return step, f"{replicas} process{'es' * (replicas > 1)}, BLAS kernel {blas_kernel()}"
 
@@ -89,17 +89,10 @@ def tinyres_step(backend: str, depth: int, batch_size: int) -> tuple[Callable[[i
 def torch_step(depth: int, batch_size: int, cores: int, memory_format: str) -> tuple[Callable[[int], Any], str]:
     """Return a training step of the same network in PyTorch."""
     import torch
-    from torch_network import GroupedBatchNorm, ResNet
-
-    from tinyres.networks import build_network
 
     torch.set_num_threads(cores)
     layout = getattr(torch, memory_format)
-    network = ResNet(build_network(depth))
-    for module in network.modules():
-        if isinstance(module, GroupedBatchNorm):
-            module.__class__ = torch.nn.BatchNorm2d  # one group: PyTorch's own
-    network = network.to(memory_format=layout).train()
+    network = torch_network(depth).to(memory_format=layout).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
     images = torch.randn(batch_size, 3, 32, 32).contiguous(memory_format=layout)
     labels = torch.randint(0, 10, (batch_size,))
@@ -112,6 +105,20 @@ def torch_step(depth: int, batch_size: int, cores: int, memory_format: str) -> t
         return float(loss.detach())
 
     return step, f"PyTorch {torch.__version__}, {memory_format}"
+
+
+def torch_network(depth: int) -> Any:
+    """Return the same network in PyTorch, with PyTorch's own batch norm: one group."""
+    import torch
+    from torch_network import GroupedBatchNorm, ResNet
+
+    from tinyres.networks import build_network
+
+    network = ResNet(build_network(depth))
+    for module in network.modules():
+        if isinstance(module, GroupedBatchNorm):
+            module.__class__ = torch.nn.BatchNorm2d
+    return network
 
 
 def gemm_rate() -> float:

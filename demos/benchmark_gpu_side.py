@@ -1,0 +1,140 @@
+"""One side of the benchmark on a GPU, in a process of its own: `benchmark.py --backend cupy` starts it.
+
+    python demos/benchmark_gpu_side.py '{"side": "tinyres", "depth": 20, "precision": "bf16", "steps": 50}'
+
+Steps follow one another without waiting for their losses; the clock stops when the last one is done.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+WARM_UP = 20  # steps: kernels are compiled and chosen, graphs captured
+COPIES, COPIED = 20, 1 << 30  # to measure the bandwidth: how often, bytes
+
+
+class Side(NamedTuple):
+    """What a side does and what is known of it."""
+
+    launch: Callable[[int], Any]  # starts iteration t
+    wait: Callable[[int], Any]  # until iteration t is done
+    facts: Callable[[], dict[str, Any]]  # asked for after the measurement
+
+
+def measure(
+    side: str, *, depth: int, steps: int, precision: str, batch_size: int = 128, device: str = "cuda"
+) -> dict[str, Any]:
+    """Time some steps of one side, in this process.
+
+    Parameters
+    ----------
+    side : {"tinyres", "reference", "torch", "torch-channels-last", "torch-compiled"}
+    depth, steps, batch_size : int
+    precision : {"float32", "tf32", "bf16"}
+    device : str
+        PyTorch's.
+
+    Returns
+    -------
+    dict
+        ``step``: seconds, the mean; ``peak``: bytes of memory; ``how``: what a reader should know; of tinyres
+        also ``bytes`` and ``launches`` of a planned step, and the ``bandwidth`` measured, bytes a second.
+    """
+    if side.startswith("torch"):
+        running = torch_side(side, depth, batch_size, precision, device)
+    else:
+        running = tinyres_side(side, depth, batch_size, precision)
+    for t in range(WARM_UP):
+        running.launch(t)
+    running.wait(WARM_UP - 1)
+    start = time.perf_counter()
+    for t in range(WARM_UP, WARM_UP + steps):
+        running.launch(t)
+    running.wait(WARM_UP + steps - 1)
+    return {"step": (time.perf_counter() - start) / steps, **running.facts()}
+
+
+def tinyres_side(side: str, depth: int, batch_size: int, precision: str) -> Side:
+    """Return a training step of tinyres on random images: planned where that can be, else composed."""
+    from benchmark_side import tinyres_step
+
+    from tinyres.backends import get_backend
+
+    if side == "reference" and precision != "float32":
+        raise SystemExit("the side reference computes in float32: compare it with --precision float32")
+    backend = get_backend("cupy" if side == "tinyres" else "cupy-reference", precision)
+    step, _ = tinyres_step(backend, depth, batch_size)
+    launch = getattr(step, "launch", step)
+
+    def wait(t: int) -> None:
+        if launch is not step:
+            step.result(t)
+
+    def facts() -> dict[str, Any]:
+        kind = getattr(step, "kind", "composed")
+        found: dict[str, Any] = {
+            "how": f"{kind}, {backend.device}",
+            "peak": backend.xp.get_default_memory_pool().total_bytes(),
+            "bandwidth": measured_bandwidth(backend.xp),
+        }
+        if kind == "planned":
+            plan = step.plan(batch_size)
+            found["launches"] = len(plan.launches)
+            found["bytes"] = sum(launch.bytes for launch in plan.launches)
+        return found
+
+    return Side(launch, wait, facts)
+
+
+def measured_bandwidth(cupy: Any, size: int = COPIED) -> float:
+    """Return how many bytes the card reads and writes a second when it copies."""
+    source = cupy.ones(size // 4, cupy.float32)
+    target = cupy.empty_like(source)
+    target[...] = source
+    cupy.cuda.runtime.deviceSynchronize()
+    start = time.perf_counter()
+    for _ in range(COPIES):
+        target[...] = source
+    cupy.cuda.runtime.deviceSynchronize()
+    return COPIES * 2 * source.nbytes / (time.perf_counter() - start)
+
+
+def torch_side(side: str, depth: int, batch_size: int, precision: str, device: str) -> Side:
+    """Return a training step of PyTorch: eager, eager in channels_last, or compiled with CUDA graphs."""
+    import torch
+    from benchmark_side import torch_network
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.benchmark = True
+    layout = torch.contiguous_format if side == "torch" else torch.channels_last
+    model = torch_network(depth).to(device, memory_format=layout).train()
+    network: Any = torch.compile(model, mode="reduce-overhead") if side == "torch-compiled" else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, fused=True)
+    images = torch.randn(batch_size, 3, 32, 32, device=device).contiguous(memory_format=layout)
+    labels = torch.randint(0, 10, (batch_size,), device=device)
+
+    def launch(t: int) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            loss = torch.nn.functional.cross_entropy(network(images), labels)
+        loss.backward()
+        optimizer.step()
+
+    def wait(t: int) -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    def facts() -> dict[str, Any]:
+        mode = {"torch": "eager", "torch-channels-last": "eager, channels_last", "torch-compiled": "compiled"}
+        peak = torch.cuda.max_memory_reserved() if device == "cuda" else 0
+        return {"how": f"PyTorch {torch.__version__}, {mode[side]}", "peak": peak}
+
+    return Side(launch, wait, facts)
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(**json.loads(sys.argv[1]))))
