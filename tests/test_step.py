@@ -10,7 +10,7 @@ from tinyres.networks import build_network, forward
 from tinyres.optim import update
 from tinyres.recipes import PAPER, TORCH_PORT
 from tinyres.schedule import learning_rate
-from tinyres.step import dropout_masks
+from tinyres.step import dropout_masks, outcomes
 
 NETWORK = build_network(8)
 
@@ -110,3 +110,31 @@ def test_a_masked_value_does_not_depend_on_the_size_of_the_mini_batch():
     whole = dropout_masks(network, (8, 3, 32, 32), seed=0, t=0, xp=np)
     part = dropout_masks(network, (4, 3, 32, 32), seed=0, t=0, xp=np)
     assert all(np.array_equal(whole[name][:4], part[name]) for name in part)
+
+
+def test_a_gpu_is_kept_busy_and_its_state_is_looked_at_only_when_it_is_still():
+    class Ahead:
+        def __init__(self):
+            self.log = []
+
+        def launch(self, t):
+            self.log.append(f"launch {t}")
+
+        def result(self, t):
+            self.log.append(f"result {t}")
+            return float(t), t
+
+    step = Ahead()
+    found = list(outcomes(step, 3, 8, lambda t: t == 5))
+    assert found == [
+        (3, 3.0, 3, False),
+        (4, 4.0, 4, False),
+        (5, 5.0, 5, True),
+        (6, 6.0, 6, False),
+        (7, 7.0, 7, True),
+    ]
+    assert step.log == [
+        *("launch 3", "launch 4", "result 3", "launch 5", "result 4", "result 5"),
+        *("launch 6", "launch 7", "result 6", "result 7"),
+    ]
+    assert list(outcomes(lambda t: (t / 2, 0), 0, 2, lambda t: False)) == [(0, 0.0, 0, True), (1, 0.5, 0, True)]

@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 
 from tests import toy_run
-from tests.toy_run import CONFIG, ToyStep, ending, toy_train
+from tests.toy_run import CONFIG, AheadToyStep, ToyStep, ending, toy_train
 from tinyres.checkpoint import checkpoint_path, checkpoint_paths, load_checkpoint
 from tinyres.config import Config
 from tinyres.errors import UserError
 from tinyres.run_folder import append_row, cut_table, owned, read_table
 
 
-@pytest.fixture
-def toys(monkeypatch):
-    toy_run.put_toys_in(monkeypatch.setattr)
+@pytest.fixture(params=[ToyStep, AheadToyStep])
+def toys(request, monkeypatch):
+    toy_run.put_toys_in(monkeypatch.setattr, request.param)
     monkeypatch.setattr(ToyStep, "accidents", {})
 
 
@@ -79,10 +79,11 @@ def test_killed_before_every_operation_on_its_files_a_run_ends_with_the_same_bit
 def test_interrupted_it_saves_and_goes_on_to_the_same_end(toys, tmp_path, capfd) -> None:
     toy_train(tmp_path / "whole")
     ToyStep.accidents = {4: "interrupt"}
-    with pytest.raises(KeyboardInterrupt, match="saved after 5 iterations"):
+    with pytest.raises(KeyboardInterrupt, match=r"saved after [56] iterations"):
         toy_train(tmp_path / "run")
     assert "Ctrl-C again stops at once" in capfd.readouterr().err
-    assert checkpoint_paths(tmp_path / "run")[0] == checkpoint_path(tmp_path / "run", 5)
+    newest, *_ = checkpoint_paths(tmp_path / "run")
+    assert newest in [checkpoint_path(tmp_path / "run", done) for done in (5, 6)]
     ToyStep.accidents = {}
     toy_train(tmp_path / "run", resume=True)
     assert ending(tmp_path / "run") == ending(tmp_path / "whole")

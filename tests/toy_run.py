@@ -64,6 +64,30 @@ class ToyStep:
         pass
 
 
+class AheadToyStep(ToyStep):
+    """The same with a GPU's habits: an iteration is launched, and its outcome fetched later."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.under_way = {}
+        self.ran_ahead = 0
+
+    def launch(self, t):
+        self.ran_ahead += len(self.under_way)
+        self.under_way[t] = self(t)
+
+    def result(self, t):
+        return self.under_way.pop(t)
+
+    def infer(self, images):
+        assert not self.under_way, "a look at the test set, with the state of another iteration"
+        return super().infer(images)
+
+    def state(self):
+        assert not self.under_way, "a state was asked for that is about to change"
+        return super().state()
+
+
 def toy_data(images: int = 40) -> tuple[Dataset, Dataset]:
     """Return a training and a test set of noise."""
     rng = np.random.default_rng(0)
@@ -81,9 +105,9 @@ def toy_score(backend, infer, *_, **__) -> Evaluation:
     return Evaluation(float(infer(None).sum() ** 2), 50.0, np.zeros((16, 10)))
 
 
-def put_toys_in(patch=setattr) -> None:
+def put_toys_in(patch=setattr, step=ToyStep) -> None:
     """Replace the slow parts of `tinyres.train`; `patch` may be a monkeypatch's setattr."""
-    patch(tinyres.train, "get_backend", lambda name, precision: replace(reference(), step=ToyStep))
+    patch(tinyres.train, "get_backend", lambda name, precision: replace(reference(), step=step))
     patch(tinyres.train, "score", toy_score)
     for picture in ("draw_curves", "draw_confusion", "draw_mistakes"):
         patch(tinyres.train, picture, lambda *_: b"a picture")

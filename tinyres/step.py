@@ -6,7 +6,7 @@ and written in place.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -114,6 +114,46 @@ class ComposedStep:
 
     def close(self) -> None:
         """Release what the step holds besides memory: nothing here; worker processes in a faster step."""
+
+
+def outcomes(
+    step: Any, first: int, last: int, wants_state: Callable[[int], bool]
+) -> Iterator[tuple[int, float, int, bool]]:
+    """Run iterations first to last - 1 and yield what came of each.
+
+    A step with the methods ``launch`` and ``result``, which works on a GPU by itself, is kept busy: iteration
+    t + 1 is under way before anybody looks at the loss of iteration t.
+
+    Parameters
+    ----------
+    step : callable
+        As `ComposedStep`.
+    first, last : int
+    wants_state : callable
+        Whether, after iteration t, something needs the state that it left; then the next one waits.
+
+    Yields
+    ------
+    t : int
+    loss : float
+        Summed over the mini-batch.
+    errors : int
+    still : bool
+        Whether nothing is under way, so that the state is that after iteration t.
+    """
+    if not hasattr(step, "launch"):
+        for t in range(first, last):
+            yield t, *step(t), True
+        return
+    launched = first
+    for t in range(first, last):
+        if launched == t:
+            step.launch(t)
+            launched += 1
+        if launched < last and not wants_state(t):
+            step.launch(launched)
+            launched += 1
+        yield t, *step.result(t), launched == t + 1
 
 
 def update_running_statistics(buffers: Mapping[str, Array], name: str, batch: Moments, momentum: float) -> None:

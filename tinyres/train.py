@@ -63,6 +63,7 @@ from tinyres.run_folder import (
     write_file,
 )
 from tinyres.schedule import learning_rate
+from tinyres.step import outcomes
 
 METRICS = ("iteration", "epoch", "learning_rate", "training_loss", "training_error", "test_loss", "test_error")
 TIMING = ("iteration", "seconds", "step_seconds")
@@ -224,11 +225,16 @@ class _Run:
         silent = self.quiet or start == config.iterations
         bar = tqdm(total=config.iterations, initial=start, disable=silent, bar_format=layout)
         with bar, _deferred_interrupt() as interrupted:
-            for t in range(start, config.iterations):
-                rate = learning_rate(config.recipe, t, config.iterations)
-                step_begun = time.perf_counter()
-                loss, errors = step(t)
+
+            def wants_state(t: int) -> bool:
+                """Whether something is to be done with the state that iteration t leaves."""
+                due = any((t + 1) % every == 0 for every in (config.eval_every, config.checkpoint_every))
+                return due or bool(interrupted)
+
+            step_begun = time.perf_counter()
+            for t, loss, errors, still in outcomes(step, start, config.iterations, wants_state):
                 seconds = time.perf_counter() - step_begun
+                rate = learning_rate(config.recipe, t, config.iterations)
                 if not isfinite(loss):
                     raise self.diverged(f"the loss became {loss}", t, rate)
                 images = batches.size(t)
@@ -256,14 +262,15 @@ class _Run:
                             self.draw_mistakes(found)
                         error = f"{self.evaluated_on} error {found.error:.2f} %"
                         self.say(f"iteration {done:,}: training {message}; {error}")
-                if over or interrupted or done % config.checkpoint_every == 0:
+                if over or (interrupted and still) or done % config.checkpoint_every == 0:
                     state = step.state()
                     if not all(np.isfinite(array).all() for array in state.values()):
                         raise self.diverged("the weights stopped being finite numbers", t, rate)
                     facts = {"what": config.part("what"), "sums": asdict(sums)}
                     save_checkpoint(self.out, done, state, facts)
-                if interrupted and not over:
+                if interrupted and still and not over:
                     raise KeyboardInterrupt(f"saved after {done:,} iterations in {self.out}")
+                step_begun = time.perf_counter()
 
     def evaluate(self, step: Any) -> Evaluation:
         """Look at the test set, with the step's own processes."""
