@@ -37,7 +37,7 @@ CONFIG = Config(
 class ToyStep:
     """Moves every array a little, differently in each iteration; `accidents` says what happens when."""
 
-    replicas = 1
+    kind, why, replicas = "toy", "", 1
 
     accidents: dict = {}  # noqa: RUF012 (tests set it)
 

@@ -53,8 +53,17 @@ class ComposedStep:
         For replicas on several machines, which are not built yet.
     replicas : int, optional
         A composed step runs in one process, whatever is asked for.
+
+    Attributes
+    ----------
+    kind : str
+        ``composed``; a backend may have ``planned`` steps, too.
+    why : str
+        Why it is composed, where it might have been planned.
     """
 
+    kind = "composed"
+    why = ""
     replicas = 1
 
     def __init__(

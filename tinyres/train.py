@@ -156,11 +156,12 @@ def train(
             replicas=config.replicas,
         )
         try:
-            run.say(f"{'step':9}in {step.replicas} process{'es' * (step.replicas > 1)}")
+            why = f" ({step.why})" if step.why else ""
+            run.say(f"{'step':9}{step.kind}{why}, in {step.replicas} process{'es' * (step.replicas > 1)}")
             run.take_steps(step, start, sums)
         finally:
             step.close()
-        return run.finish()
+        return run.finish(step.kind)
 
 
 @dataclass(frozen=True)
@@ -305,8 +306,8 @@ class _Run:
         kept = f"the last good checkpoint is {good[0]}" if good else "there was no checkpoint yet"
         return UserError(f"{what} in iteration {t} at learning rate {rate:g}; {kept}.")
 
-    def finish(self) -> dict[str, Any]:
-        """Write result.json, from what the folder holds."""
+    def finish(self, step: str) -> dict[str, Any]:
+        """Write result.json, from what the folder holds and the kind of step that was taken."""
         config, network = self.config, self.network
         rows = [row for row in read_table(self.out / "metrics.csv") if row["test_error"] is not None]
         times = read_table(self.out / "timing.csv")
@@ -328,6 +329,7 @@ class _Run:
             **config.part("what"),
             "backend": config.backend,
             "precision": config.precision,
+            "step": step,
             "pairs": config.pairs,
             "device": config.device,
             "replicas": config.replicas,
