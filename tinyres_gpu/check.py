@@ -25,8 +25,9 @@ from typing import Any
 
 from tinyres.errors import CommandLine, UserError, exit_with_one_sentence
 from tinyres.run_folder import write_file
-from tinyres_gpu.phases import CHECKOUT, ENVIRONMENT, FULL, PHASES, PhaseError, Skipped, machine
+from tinyres_gpu.phases import ENVIRONMENT, PHASES, machine
 from tinyres_gpu.results import load, render, table
+from tinyres_gpu.setting import CHECKOUT, FULL, PhaseError, Skipped
 
 LIMIT = 600  # seconds of a phase
 

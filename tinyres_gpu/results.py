@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tinyres.errors import UserError
+from tinyres_gpu.kernels.loader import KERNELS
+from tinyres_gpu.profiling import by_kernel
 
 BEGIN, END = "<!-- results: written by python -m tinyres_gpu.check --render -->", "<!-- end of results -->"
 NOTHING = "No card has been measured yet."
@@ -31,7 +33,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """Return one card's results as a Markdown table, a line for each phase.
+    """Return one card's results in Markdown: a line for each phase, then a table of kernels for each network.
 
     Examples
     --------
@@ -44,7 +46,55 @@ def table(results: Mapping[str, Any]) -> str:
     """
     machine = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in results["machine"].items())
     lines = [machine, "", "| phase | result |", "|---|---|"]
-    return "\n".join(lines + [f"| {name} | {_words(found)} |" for name, found in results["phases"].items()])
+    lines += [f"| {name} | {_words(found)} |" for name, found in results["phases"].items()]
+    for name, found in results["phases"].items():
+        if "times" in found.get("result", {}):
+            lines += ["", f"{name}: one training step", "", *_kernel_lines(found["result"]["times"])]
+    return "\n".join(lines)
+
+
+def _kernel_lines(times: Sequence[dict[str, Any]]) -> list[str]:
+    kernels = by_kernel(times)
+    total = sum(kernel["microseconds"] for kernel in kernels)
+    lines = [
+        "| kernel | launches | microseconds | of the step | of copying | of products |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in kernels:
+        shares = one["microseconds"] / total, one["share_of_copy"], one["share_of_products"]
+        cells = [_number(one["microseconds"]), *(f"{share:.0%}" if share else "" for share in shares)]
+        lines.append(f"| `{one['kernel']}` | {one['launches']} | {' | '.join(cells)} |")
+    return lines
+
+
+def kernels_by_card(all_results: Sequence[Mapping[str, Any]]) -> str:
+    """Return which kernels ran on which card and agreed with the textbook, in Markdown.
+
+    Kernels that differ in their template's arguments share a line.
+
+    Examples
+    --------
+    >>> phases = {"kernels against the textbook, float32": {"result": {"kernels": ["bn_output<true>", "relu"]}}}
+    >>> lines = kernels_by_card([{"machine": {"card": "A"}, "phases": phases}]).splitlines()
+    >>> [line for line in lines if "bn_output" in line or "relu`" in line or "update" in line]
+    ['| `bn_output` | 1 of 2 |', '| `relu` | 1 of 1 |', '| `update` | - |']
+    """
+    cards = [results["machine"]["card"] for results in all_results]
+    lines = [f"| kernel, right and of equal bits on | {' | '.join(cards)} |", "|---" * (1 + len(cards)) + "|"]
+    agreed = [
+        {
+            kernel
+            for phase in results["phases"].values()
+            for kernel in phase.get("result", {}).get("kernels", ())
+        }
+        for results in all_results
+    ]
+    names = [name for kernels in KERNELS.values() for name in kernels]
+    for base in dict.fromkeys(name.partition("<")[0] for name in names):
+        mine = {name for name in names if name.partition("<")[0] == base}
+        cells = [f"{len(mine & there)} of {len(mine)}" if mine & there else "-" for there in agreed]
+        lines.append(f"| `{base}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def render(page: str, all_results: Iterable[Mapping[str, Any]]) -> str:
@@ -59,7 +109,8 @@ def render(page: str, all_results: Iterable[Mapping[str, Any]]) -> str:
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise UserError(f"the page lacks its marks {BEGIN} and {END}.")
-    tables = "\n\n".join(map(table, all_results)) or NOTHING
+    cards = list(all_results)
+    tables = "\n\n".join([kernels_by_card(cards), *map(table, cards)]) if cards else NOTHING
     return f"{before}{begin}\n\n{tables}\n\n{end}{after}"
 
 
@@ -68,7 +119,8 @@ def _words(found: Mapping[str, Any]) -> str:
     if "result" not in found:
         kind = "failed" if "failed" in found else "skipped"
         return f"{kind}: {' '.join(found[kind].split())[:200]}".replace("|", "/")
-    return ", ".join(f"{key.replace('_', ' ')} {_number(value)}" for key, value in found["result"].items())
+    plain = {key: value for key, value in found["result"].items() if not isinstance(value, list)}
+    return ", ".join(f"{key.replace('_', ' ')} {_number(value)}" for key, value in plain.items())
 
 
 def _number(value: Any) -> str:

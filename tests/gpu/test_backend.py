@@ -331,8 +331,8 @@ def test_the_estimate_of_a_steps_memory_is_from_above_and_not_far_off(depth, fak
 
 
 def toy_config(**changes) -> Config:
-    config = Config(dataset="toy", depth=5, block="single", iterations=4, batch_size=8, backend="cupy")
-    return replace(config, **{"eval_every": 2, "checkpoint_every": 2} | changes)
+    config = Config(dataset="toy", depth=8, iterations=4, batch_size=2, backend="cupy")
+    return replace(config, **{"eval_every": 4, "checkpoint_every": 2} | changes)
 
 
 def test_each_precision_has_its_pairs_and_says_which(fake) -> None:
@@ -377,29 +377,18 @@ def test_float64_arrays_do_not_get_into_the_kernels(kernels) -> None:
         kernels.relu.forward(x)
 
 
-def test_a_run_by_planned_steps(kernels, tmp_path) -> None:
-    """What the command line does with a network of the paper: steps, looks at the test set, checkpoints."""
-    training, test = toy_data(4)
-    data = training, replace(test, images=test.images[:3], labels=test.labels[:3])
-    config = toy_config(depth=8, block="auto", batch_size=2)
-    exact = train(replace(config, backend="reference"), tmp_path / "exact", quiet=True, data=data)
-    result = train(config, tmp_path / "run", quiet=True, data=data)
-    step = kernels.make_step(config.network(), PAPER, lambda t: (), {}, iterations=4)
-    assert step.kind == "planned"
-    assert result["test_loss"] == pytest.approx(exact["test_loss"], rel=1e-4)
-    assert result["test_error"] == exact["test_error"]
-
-
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_a_run_with_our_kernels(precision, kernels, tmp_path, capsys) -> None:
     """It learns what NumPy learns, records how, and goes on in another precision."""
     if precision == "bf16" and kernels.xp.cuda.runtime.getDeviceProperties(0)["major"] < 8:
         pytest.skip("this card has no bfloat16")
-    data = toy_data()
+    training, test = toy_data()
+    data = training, replace(test, images=test.images[:3], labels=test.labels[:3])
     exact = train(toy_config(backend="reference"), tmp_path / "exact", quiet=True, data=data)
     result = train(toy_config(precision=precision), tmp_path / "run", quiet=True, data=data)
     tolerance = {"float32": 1e-4, "bf16": 5e-2}[precision]
     assert result["test_loss"] == pytest.approx(exact["test_loss"], rel=tolerance)
+    assert result["step"] == "planned"
     recorded = {"backend": "cupy", "precision": precision, "pairs": "kernels", "device": kernels.device}
     how = json.loads((tmp_path / "run" / "config.json").read_text())["how"]
     assert recorded.items() <= how.items()
@@ -502,10 +491,11 @@ def test_too_little_memory_for_anything_else(fake, monkeypatch, tmp_path) -> Non
         assert "0.0 GiB for the data set, which needs about 0.0 GiB: nvidia-smi" in refusal()
     with monkeypatch.context() as patch:
         patch.setattr(fake, "array", failing(OutOfMemoryError()), raising=False)
-        assert "GiB for the parameters of ResNet-5, which needs" in refusal()
+        assert "GiB for the parameters of ResNet-8, which needs" in refusal()
     monkeypatch.setattr("tinyres.train.score", failing(OutOfMemoryError()))
-    assert "GiB for evaluating ResNet-5, which needs about" in refusal()
-    assert "try again with --batch-size" in refusal()
+    assert "GiB for evaluating ResNet-8, which needs about" in refusal()
+    fake.cuda.runtime.memGetInfo = lambda: (2 << 20, 2 << 20)
+    assert "with mini-batches of 2: try again with --batch-size 1." in refusal()
 
 
 def test_the_drivers_version(tmp_path) -> None:

@@ -9,29 +9,105 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.fake_cifar import write_binary
 from tests.gpu.stand_in import CUDARuntimeError
+from tests.kernels.tools import require_compiler
+from tests.tiny_demo import TINY_CIFAR10, run_demo
+from tinyres.backends import get_backend
 from tinyres.errors import UserError
-from tinyres_gpu import check, phases
+from tinyres.networks import build_network
+from tinyres_gpu import check, correctness, speed
 from tinyres_gpu.check import failures, run_all, run_here, run_in_a_process
-from tinyres_gpu.phases import ENVIRONMENT, PHASES, TOY, PhaseError, Skipped
+from tinyres_gpu.phases import ENVIRONMENT, PHASES
 from tinyres_gpu.results import BEGIN, END, NOTHING, load, render, table
+from tinyres_gpu.setting import RUNGS, TOY, PhaseError, Skipped
 
 PAGE = Path(check.__file__).parents[1] / "docs" / "gpu.md"
 
 
+TIMES = {"milliseconds", "images_per_second", "gigabytes"}
+LOSSES = {"first_loss", "worst_loss", "worst_array"}
+KERNELS = {"launches", "milliseconds", "copy_terabytes_per_second", "products_teraflops", "times"}
+
+
+@require_compiler
 @pytest.mark.parametrize(
     ("name", "keys"),
     [
         ("ceilings", {"copy_terabytes_per_second", "launch_microseconds", "float32_teraflops"}),
         ("gradients", {"checked", "worst_error"}),
-        ("20 iterations against NumPy", {"float64_worst_loss", "float32_first_loss", "float64_worst_array"}),
-        ("step of ResNet-20", {"milliseconds", "images_per_second", "gigabytes"}),
+        *((f"20 iterations against NumPy, {rung}", LOSSES) for rung in ("textbook in float64", *RUNGS)),
+        *((f"step of ResNet-1001, {rung}", TIMES) for rung in RUNGS),
+        *((f"kernels of ResNet-164, {rung}", KERNELS) for rung in RUNGS if rung != "textbook"),
     ],
 )
 def test_a_phase_at_toy_size(name, keys, fake) -> None:
     found = run_here(name, TOY)
     assert keys <= found["result"].keys()
     json.dumps(found)
+
+
+@require_compiler
+def test_the_times_of_kernels(fake) -> None:
+    """The stand-in's events are a millisecond apart."""
+    found = run_here("kernels of ResNet-110, composed float32", TOY)["result"]
+    assert found["milliseconds"] == found["launches"]
+    convs = [line for line in found["times"] if line["kernel"] == "conv<16, false>"]
+    conv = max(convs, key=lambda line: line["gigaflop"])
+    signal, weights = 2 * 16 * 32 * 32 * 4, 16 * 16 * 9 * 4
+    assert conv["gigaflop"] == pytest.approx(2 * 2 * 32 * 32 * 16 * 144 / 1e9)
+    assert conv["megabytes"] == pytest.approx((2 * signal + weights) / 1e6, rel=0.01)  # and BN's few numbers
+    assert conv["share_of_copy"] == pytest.approx(
+        conv["megabytes"] / 1e-3 / 1e6 / found["copy_terabytes_per_second"]
+    )
+    (update,) = (line for line in found["times"] if line["kernel"] == "update<false>")
+    assert update["megabytes"] == pytest.approx(20 * build_network(8).parameter_count / 1e6)
+
+
+def test_the_users_command_at_toy_size(fake, monkeypatch, tmp_path) -> None:
+    """In this process, where the stand-in is, on a data set of a few images."""
+    write_binary(tmp_path / "data", TINY_CIFAR10)
+    monkeypatch.setenv("TINYRES_DATA", str(tmp_path / "data"))
+    (tmp_path / "demos").symlink_to(correctness.CHECKOUT / "demos")
+    monkeypatch.setattr(correctness, "CHECKOUT", tmp_path)
+
+    def run(command, **options):
+        monkeypatch.setattr(sys, "argv", list(map(str, command[1:])))
+        with pytest.raises(SystemExit) as stop:
+            run_demo()
+        return subprocess.CompletedProcess(command, stop.value.code, "", "")
+
+    monkeypatch.setattr(correctness.subprocess, "run", run)
+    for name in ("ResNet-164, the user's command", "ResNet-20, 5000 iterations, bf16"):
+        found = run_here(name, TOY)["result"]
+        assert (found["data"], found["iterations"]) == ("cifar10", 2)
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome"), [(0, {"result": {"passed": 3}}), (1, {"failed": "1 failed, 3 passed"})]
+)
+def test_the_tests_phase(code, outcome, monkeypatch) -> None:
+    last = "1 failed, 3 passed" if code else "3 passed, 1 skipped"
+    run = subprocess.CompletedProcess([], code, f"...\n{last}\n", "")
+    monkeypatch.setattr(correctness.subprocess, "run", lambda *_, **__: run)
+    found = run_here("tests", TOY)
+    assert found.get("result") == outcome.get("result")
+    assert found.get("failed", "").startswith(outcome.get("failed", ""))
+
+
+@pytest.mark.parametrize("name", ["step of ResNet-20, planned tf32", "kernels of ResNet-110, composed bf16"])
+def test_a_card_without_an_arithmetic_skips_its_phases(name, fake) -> None:
+    card = fake.cuda.runtime.getDeviceProperties(0)
+    card["major"] = 7
+    assert "needs compute capability 8.0" in run_here(name, TOY)["skipped"]
+
+
+def test_a_network_that_is_too_large_is_skipped(fake, monkeypatch) -> None:
+    def too_large(*_):
+        raise UserError("the GPU has 1 GiB")
+
+    monkeypatch.setattr(speed, "_median_seconds", too_large)
+    assert run_here("step of ResNet-1001, textbook", TOY) == {"skipped": "the GPU has 1 GiB"}
 
 
 def test_tf32_is_the_processs_choice(fake, monkeypatch) -> None:
@@ -47,17 +123,15 @@ def test_pytorchs_step_at_toy_size() -> None:
 
 
 def test_a_backend_that_goes_astray_is_told(fake, monkeypatch) -> None:
-    backend = phases.get_backend("cupy", "float64")
+    backend = get_backend("cupy", "float64")
     call = backend.step.__call__
     monkeypatch.setattr(backend.step, "__call__", lambda step, t: (call(step, t)[0] * (1 + 1e-5), 0))
-    assert (
-        "in float64 the first losses differ by 1.0e-05"
-        in run_here("20 iterations against NumPy", TOY)["failed"]
-    )
+    told = run_here("20 iterations against NumPy, textbook in float64", TOY)["failed"]
+    assert "the first losses differ by 1.0e-05" in told
 
 
 def test_a_wrong_gradient_is_told(fake, monkeypatch) -> None:
-    backend = phases.get_backend("cupy", "float64")
+    backend = get_backend("cupy", "float64")
     right = backend.bn_relu.backward
     wrong = backend.bn_relu._replace(backward=lambda dy, cache: right(2 * dy, cache))
     object.__setattr__(backend, "bn_relu", wrong)
@@ -86,7 +160,7 @@ def test_results_are_kept_and_not_measured_twice(fake, monkeypatch, tmp_path, ca
     asked.clear()
     monkeypatch.setattr(fake, "__version__", "14.3.0")
     run_all(tmp_path, only="step of")
-    assert len(asked) == 4
+    assert len(asked) == 4 * len(RUNGS)
     assert load(tmp_path / "gpu-a-stand-in.json")["phases"].keys() == set(asked)  # other versions do not stand
 
 
@@ -158,7 +232,11 @@ def test_the_table_and_the_page() -> None:
     assert "card X, driver cuda 13.0" in text
     assert "| step of ResNet-20 | milliseconds 61.2, images per second 2,090 |" in text
     assert "| tests | failed: a / b c |" in text
+    times = [{"kernel": "relu", "launches": 2, "microseconds": 3.0, "share_of_copy": 0.5}]
+    one = {"machine": {"card": "X"}, "phases": {"kernels of ResNet-110": {"result": {"times": times}}}}
+    assert "| `relu` | 2 | 6 | 100% | 50% |  |" in table(one)
     page = f"before {BEGIN} old {END} after"
+    assert "| kernel, right and of equal bits on | X |" in render(page, [one])
     assert render(page, []) == f"before {BEGIN}\n\n{NOTHING}\n\n{END} after"
     with pytest.raises(UserError, match="marks"):
         render("nothing", [])

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from tests.kernels.emulator import EmulatedModule, EmulationError
-from tests.kernels.tools import EMULATED, EmulatedDevice, check, check_rounded_conv, numbers, require_compiler
+from tests.kernels.tools import EMULATED, EmulatedDevice, check, check_rounded_conv, require_compiler
 from tinyres_gpu.kernels import layers
+from tinyres_gpu.oracle import numbers
 
 pytestmark = require_compiler
 

@@ -5,7 +5,8 @@ import inspect
 import numpy as np
 import pytest
 
-from tests.kernels.tools import PAIRS, SCHEDULES, TEXTBOOK, check, numbers, require_compiler
+from tests.kernels.tools import PAIRS, SCHEDULES, check, require_compiler
+from tinyres_gpu.oracle import TEXTBOOK, numbers
 
 pytestmark = require_compiler
 

@@ -7,13 +7,12 @@ from dataclasses import replace
 import numpy as np
 
 from tests.fast.test_step import make_batches, random_state
-from tests.kernels.tools import EMULATED, rms, rounded
-from tinyres import ops
+from tests.kernels.tools import EMULATED
 from tinyres.backends import get_backend
 from tinyres.chain import Pass
-from tinyres.contract import Pair
 from tinyres.networks import backward, build_network, forward
 from tinyres.recipes import PAPER
+from tinyres_gpu.oracle import rms, rounding_pairs
 from tinyres_gpu.plan.layout import from_plan
 from tinyres_gpu.plan.step import PlannedStep
 
@@ -61,7 +60,7 @@ def gradients_of(step):
 
 def textbook(network, dtype, precision="float32", recipe=GROUPED, steps=1, size=SIZE):
     """Return loss, errors, gradients of the last step, and the state after some steps, by the textbook."""
-    backend = rounding(REFERENCE, precision) if precision != "float32" else REFERENCE
+    backend = replace(REFERENCE, **rounding_pairs(precision)) if precision != "float32" else REFERENCE
     batches = make_batches(IMAGES, size, dtype)
     state = random_state(network, recipe, np.float32)
     step = backend.make_step(network, recipe, batches, state, iterations=4, dtype=dtype)
@@ -74,33 +73,6 @@ def textbook(network, dtype, precision="float32", recipe=GROUPED, steps=1, size=
         gradients = backward(backend, network, dlogits, cache)[1]
         loss, errors = step(t)
     return loss, errors, gradients, step.state()
-
-
-def rounding(backend, precision):
-    """Return the textbook with every operand of a convolution rounded as a precision rounds it."""
-    conv, bn_relu = ops.LAYERS["conv"], ops.LAYERS["bn_relu"]
-
-    def near(x):
-        return rounded(x, precision).astype(x.dtype)
-
-    def conv_forward(x, w, residual=None, *, stride=1):
-        return conv.forward(near(x), near(w), residual, stride=stride)
-
-    def conv_backward(dy, cache):
-        return conv.backward(near(dy), cache)
-
-    def fused_forward(x, gamma, beta, w, *, stride=1, groups=1, eps=1e-5):
-        a, mean, var, bn_cache = bn_relu.forward(x, gamma, beta, groups=groups, eps=eps)
-        y, cache = conv_forward(a, w, stride=stride)
-        return y, mean, var, (bn_cache, cache)
-
-    def fused_backward(dy, caches):
-        da, dw, _ = conv_backward(dy, caches[1])
-        return (*bn_relu.backward(da, caches[0]), dw, None)
-
-    return replace(
-        backend, conv=Pair(conv_forward, conv_backward), bn_relu_conv=Pair(fused_forward, fused_backward)
-    )
 
 
 def assert_as_good(ours, plain, exact, what):

@@ -172,6 +172,11 @@ class Device:
         """Run a kernel with a thread for each of `size` numbers, and `size` as its last argument."""
         self.launch(name, (-(-size // THREADS),), *arguments, size)
 
+    @property
+    def launched(self) -> list[str]:
+        """The kernels that have run, by name."""
+        return sorted(self._functions)
+
     def forget(self) -> None:
         """Drop the compiled kernels."""
         self._modules.clear()

@@ -116,7 +116,7 @@ def composed_launches(network: Network, recipe: Recipe, batch_size: int, precisi
         ) -> None:
             arrays = [x for x in arguments if isinstance(x, np.ndarray)]
             base = name.partition("<")[0]
-            record(name, arrays, KINDS.get(base, OTHER), *_arithmetic(base, arguments))
+            record(name, arrays, KINDS.get(base, OTHER), *arithmetic(base, arguments))
 
     library = _Library(record)
     device = Recorder(_no_kernel, lambda: library, lambda x: 0)
@@ -145,7 +145,7 @@ def composed_launches(network: Network, recipe: Recipe, batch_size: int, precisi
     return found
 
 
-def _arithmetic(kernel: str, arguments: Sequence[Any]) -> tuple[int, int]:
+def arithmetic(kernel: str, arguments: Sequence[Any]) -> tuple[int, int]:
     """Return the multiply-adds of a launch, and the smaller number of channels."""
     if kernel in ("conv", "conv_tensor_core"):
         x, w, _, y, *_, goes_back = arguments

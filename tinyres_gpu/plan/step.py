@@ -59,12 +59,15 @@ class PlannedStep:
         ``planned``.
     why : str
         Empty.
+    fold : bool
+        Whether launches finish the moments and sums that they find themselves; the bits are the same.
     arrays : dict of str to array
         What outlives a step, as it lies on the GPU; never replaced.
     """
 
     kind = "planned"
     why = ""
+    fold = True
     replicas = 1
 
     def __init__(
@@ -191,7 +194,12 @@ class PlannedStep:
     def plan(self, n: int, *size: int) -> Plan:
         """Return the plan for mini-batches of n images, of `size` pixels where the host brings them."""
         if self.on_gpu is None:
-            return compile_step(self.network, self.recipe, n, precision=self.precision, size=(size[0], size[1]))
+            return compile_step(
+                *(self.network, self.recipe, n),
+                precision=self.precision,
+                size=(size[0], size[1]),
+                fold=self.fold,
+            )
         images, _, h, w = self.on_gpu.images.shape
         mean_per_pixel = self.on_gpu.normalisation.mean.size > COLOURS
         pixels = Pixels(images, h, w, mean_per_pixel, self.recipe.pad == "before-normalising")
@@ -201,6 +209,7 @@ class PlannedStep:
             size=(h, w),
             pixels=pixels,
             largest_batch=self.on_gpu.batch_size,
+            fold=self.fold,
         )
 
     def _program(self, plan: Plan) -> Program:

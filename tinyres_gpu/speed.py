@@ -1,0 +1,191 @@
+"""Phases of `tinyres_gpu.check` that measure: the card's limits, a training step, its kernels, PyTorch.
+
+Times of a training step include drawing, cropping and flipping its mini-batch, and end when the loss has
+reached the host. What a phase is: `tinyres_gpu.correctness` says it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from statistics import median
+from typing import Any
+
+from tinyres.backends import get_backend
+from tinyres.errors import UserError
+from tinyres.networks import Network
+from tinyres_gpu.kernels import CUPY, layers, merges
+from tinyres_gpu.kernels.step import KernelStep
+from tinyres_gpu.profiling import RecordingDevice, Work, planned_work, time_work
+from tinyres_gpu.setting import CHECKOUT, RUNGS, Size, Skipped, backend_of, network_of, training_step
+
+
+def ceilings(size: Size) -> dict[str, Any]:
+    """Measure what no kernel can beat: bytes copied, products, empty launches a second."""
+    cupy = get_backend("cupy-reference").xp
+    small = cupy.zeros(1, cupy.float32)
+    _seconds(cupy, partial(small.__iadd__, 1))
+    begun = time.perf_counter()
+    for _ in range(size.launches):
+        small += 1
+    cupy.cuda.runtime.deviceSynchronize()
+    return {
+        "copy_terabytes_per_second": copy_rate(size) / 1e12,
+        "launch_microseconds": (time.perf_counter() - begun) / size.launches * 1e6,
+        **products(size, ("float32", "float16", "float64")),
+    }
+
+
+def copy_rate(size: Size) -> float:
+    """Measure how many bytes are read and written a second."""
+    cupy = get_backend("cupy-reference").xp
+    source = cupy.ones(size.megabytes << 18, cupy.float32)
+    target = cupy.empty_like(source)
+    seconds = _seconds(cupy, partial(target.__setitem__, slice(None), source))
+    return float(2 * source.nbytes / seconds)
+
+
+def products(size: Size, dtypes: tuple[str, ...] = ("float32",)) -> dict[str, Any]:
+    """Measure the rate of large square products.
+
+    Whether float32 means TF32 is for CUPY_TF32 to say; float16, which CuPy has, is as fast as bfloat16.
+    """
+    cupy = get_backend("cupy-reference").xp
+    rates = {}
+    for dtype in dtypes:
+        a = cupy.ones((size.matrix, size.matrix), dtype)
+        seconds = _seconds(cupy, partial(cupy.ndarray.__matmul__, a, a))
+        rates[f"{dtype}_teraflops"] = 2 * size.matrix**3 / seconds / 1e12
+    if os.environ.get("CUPY_TF32") == "1":
+        return {"tf32_teraflops": rates["float32_teraflops"]}
+    return rates
+
+
+def _seconds(cupy: Any, call: Callable[[], Any], times: int = 10) -> float:
+    """Return the seconds of a call on the device, the median, after one that warms up."""
+    call()
+    taken: list[float] = []
+    for _ in range(times):
+        start, end = cupy.cuda.Event(), cupy.cuda.Event()
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        taken.append(cupy.cuda.get_elapsed_time(start, end) / 1000)
+    return median(taken)
+
+
+def step_time(size: Size, depth: int, rung: str) -> dict[str, Any]:
+    """Time a training step."""
+    try:
+        step = training_step(backend_of(rung), network_of(depth, size), size)
+        seconds = _median_seconds(step, size)
+    except UserError as error:  # the network is too large for the card
+        raise Skipped(str(error)) from error
+    pool = step.backend.xp.get_default_memory_pool()
+    return {**_rates(seconds, size), "gigabytes": pool.total_bytes() / 1e9}
+
+
+def kernel_times(size: Size, depth: int, rung: str) -> dict[str, Any]:
+    """Time each kernel of a training step, at the network's own shapes."""
+    network = network_of(depth, size)
+    step, work = (_composed_work if RUNGS[rung].composed else _planned_work)(rung, network, size)
+    xp, precision = step.backend.xp, RUNGS[rung].precision
+    copy = copy_rate(size)
+    (product,) = products(size, ("float16" if precision == "bf16" else "float32",)).values()
+    source = xp.ones(size.megabytes << 16, xp.float32)
+    target = xp.empty_like(source)
+    flush = partial(target.__setitem__, slice(None), source)
+    xp.cuda.runtime.deviceSynchronize()
+    with getattr(step, "stream", None) or nullcontext():
+        lines = time_work(work, xp.cuda, flush, copy=copy, products=1e12 * product, repeats=size.steps)
+    return {
+        "launches": sum(line["launches"] for line in lines),
+        "milliseconds": sum(line["launches"] * line["microseconds"] for line in lines) / 1000,
+        "copy_terabytes_per_second": copy / 1e12,
+        "products_teraflops": product,
+        "times": lines,
+    }
+
+
+def _composed_work(rung: str, network: Network, size: Size) -> tuple[Any, list[Work]]:
+    device, precision = RecordingDevice(CUPY.compile, CUPY.library, CUPY.address), RUNGS[rung].precision
+    table: dict[str, Any] = layers(device, precision)
+    recorded = replace(
+        backend_of(rung),
+        **table,
+        merges=merges(device, precision),
+        step=type("RecordedStep", (KernelStep,), {"device": device}),
+    )
+    step = training_step(recorded, network, size)
+    step(0)
+    device.start_again()
+    step(1)
+    return step, device.work(network)
+
+
+def _planned_work(rung: str, network: Network, size: Size) -> tuple[Any, list[Work]]:
+    step = training_step(backend_of(rung), network, size)
+    step(0)
+    ((program, _),) = step.runners.values()
+    return step, planned_work(program)
+
+
+def torch_step_time(size: Size, depth: int, mode: str, precision: str) -> dict[str, Any]:
+    """Time PyTorch's training step of the same network, as well as PyTorch can be told to.
+
+    Its mini-batch lies ready on the device, in channels_last; batch norm takes one group; the optimizer is the
+    fused one. ``mode`` is ``eager`` or ``compiled``, which captures CUDA graphs.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise Skipped("PyTorch is not installed")
+    demo = CHECKOUT / "demos" / "torch_network.py"
+    if not demo.exists():
+        raise Skipped("demos/torch_network.py is not installed: run this in a checkout of the source")
+    torch: Any = importlib.import_module("torch")
+    if size.device == "cuda" and not torch.cuda.is_available():
+        raise Skipped("this PyTorch finds no GPU")
+    specification = importlib.util.spec_from_file_location("torch_network", demo)
+    assert specification is not None
+    assert specification.loader is not None
+    torch_network = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(torch_network)
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.benchmark = True
+    torch.manual_seed(0)
+    model = torch_network.ResNet(network_of(depth, size))
+    model.to(size.device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4, fused=True)
+    images = torch.randn(size.batch_size, 3, 32, 32, device=size.device).to(memory_format=torch.channels_last)
+    labels = torch.randint(10, (size.batch_size,), device=size.device)
+    network = torch.compile(model, mode="reduce-overhead") if mode == "compiled" else model
+
+    def step(t: int) -> float:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(size.device, torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = torch.nn.functional.cross_entropy(network(images), labels)
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    return {**_rates(_median_seconds(step, size), size), "torch": torch.__version__}
+
+
+def _median_seconds(step: Callable[[int], Any], size: Size) -> float:
+    taken = []
+    for t in range(size.warm_up + size.steps):
+        begun = time.perf_counter()
+        step(t)
+        taken.append(time.perf_counter() - begun)
+    return median(taken[size.warm_up :])
+
+
+def _rates(seconds: float, size: Size) -> dict[str, Any]:
+    return {"milliseconds": 1000 * seconds, "images_per_second": size.batch_size / seconds}
