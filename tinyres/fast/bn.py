@@ -7,20 +7,10 @@ and dx = a dy + b x + c, with numbers that differ by channel and group only.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from tinyres.array import Array
-
-
-class BnCache(NamedTuple):
-    """What the backward pass reads."""
-
-    x: Array  # (N, C, H, W)
-    mean: Array  # (groups, C)
-    rstd: Array  # (groups, C)
-    gamma: Array  # (C,)
+from tinyres.ops.bn import BnCache
 
 
 def bn_forward(

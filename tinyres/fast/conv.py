@@ -21,22 +21,13 @@ goes along the height, four output rows at a time, and the row windows along the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from tinyres.array import Array
 from tinyres.fast import winograd
-
-
-class ConvCache(NamedTuple):
-    """What the backward pass reads: the convolution's own inputs."""
-
-    x: Array  # (N, C_in, H, W)
-    w: Array  # (C_out, C_in, k, k)
-    stride: int
-    has_residual: bool
+from tinyres.ops.conv import ConvCache
 
 
 def conv_forward(
