@@ -117,6 +117,60 @@ def rounding_pairs(precision: str) -> dict[str, Pair]:
     return {"conv": Pair(conv_forward, conv_backward), "bn_relu_conv": Pair(triple_forward, triple_backward)}
 
 
+def planned_pairs(precision: str, stream: str = "float32") -> dict[str, Any]:
+    """Return the textbook's pairs, rounding where a planned step of a precision rounds.
+
+    Operands of convolutions; with bfloat16, in which tensors inside branches are stored, every result of a
+    convolution and every gradient of one, too; with a stream of 16 bits, where two paths meet, both ways.
+
+    Parameters
+    ----------
+    precision : {"tf32", "bf16"}
+    stream : {"float32", "bf16", "fp16"}
+        What the residual stream is stored in.
+    """
+    pairs, bn_relu, identity = rounding_pairs(precision), ops.LAYERS["bn_relu"], ops.MERGES["identity"]
+
+    def near(x: Array) -> Array:
+        return rounded(x, precision).astype(x.dtype)
+
+    def in_stream(x: Array) -> Array:
+        return x.astype(np.float16).astype(x.dtype) if stream == "fp16" else near(x)
+
+    def conv_forward(x: Array, w: Array, residual: Array | None = None, *, stride: int = 1) -> Any:
+        y, cache = pairs["conv"].forward(x, w, residual, stride=stride)
+        return near(y), cache
+
+    def conv_backward(dy: Array, cache: Any) -> Any:
+        dx, *others = pairs["conv"].backward(dy, cache)
+        return near(dx), *others
+
+    def triple_forward(x: Array, gamma: Array, beta: Array, w: Array, *, stride: int = 1, **bn: Any) -> Any:
+        a, mean, var, bn_cache = bn_relu.forward(x, gamma, beta, **bn)
+        y, conv_cache = conv_forward(a, w, stride=stride)
+        return y, mean, var, (bn_cache, conv_cache)
+
+    def triple_backward(dy: Array, cache: Any) -> Any:
+        bn_cache, conv_cache = cache
+        da, dw, _ = conv_backward(dy, conv_cache)
+        return *bn_relu.backward(da, bn_cache), dw, None
+
+    def merge_forward(s: Array, f: Array) -> Any:
+        y, cache = identity.forward(s, f)
+        return in_stream(y), cache
+
+    def merge_backward(dy: Array, cache: Any) -> Any:
+        return identity.backward(near(dy), cache)
+
+    planned: dict[str, Any] = dict(pairs)
+    if precision == "bf16":
+        planned["conv"] = Pair(conv_forward, conv_backward)
+        planned["bn_relu_conv"] = Pair(triple_forward, triple_backward)
+    if stream != "float32":
+        planned["merges"] = ops.MERGES | {"identity": Pair(merge_forward, merge_backward)}
+    return planned
+
+
 def run(pair: Pair, dtype: DTypeLike, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> Arrays:
     """Return every output and every gradient of a pair, computed in one dtype."""
     cast = [a.astype(dtype) if getattr(a, "dtype", None) == np.float32 else a for a in arguments]
@@ -325,7 +379,7 @@ def _planned_step(backend: Backend, precision: str, options: dict[str, Any]) -> 
         scaled = (array.ravel() / array.dtype.type(size) for array, size in zip(arrays, sizes, strict=True))
         return [np.concatenate(list(scaled))]
 
-    plain = textbook(rounding_pairs(precision), np.float32)
+    plain = textbook(planned_pairs(precision), np.float32)
     return Case(name, lambda: as_one(ours()), as_one(plain), as_one(exact))
 
 

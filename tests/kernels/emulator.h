@@ -39,6 +39,7 @@
 #define __shared__ static
 #define __align__(bytes) __attribute__((aligned(bytes)))
 struct alignas(8) float2 { float x, y; };
+struct alignas(8) uint2 { unsigned x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
 struct dim3 { unsigned x, y, z; };
 using std::max;
@@ -418,12 +419,23 @@ template <int groups_left> void copy_async_wait() {
 #define __syncwarp() emulator::arrive_and_wait(emulator::warp().barrier, emulator::warp().live, __LINE__)
 #define __threadfence()  // blocks run one after another, so nobody notices where one is missing
 #define __ldcg(address) (*(address))
+template <class To, class From> To same_bits(From from) {
+  To to;
+  static_assert(sizeof to == sizeof from);
+  memcpy(&to, &from, sizeof to);
+  return to;
+}
+inline float __uint_as_float(unsigned bits) { return same_bits<float>(bits); }
+inline unsigned __float_as_uint(float value) { return same_bits<unsigned>(value); }
 inline int atomicAdd(int* address, int value) { return std::exchange(*address, *address + value); }
 #define __shfl_xor_sync(mask, value, bits) emulator::shuffle(value, emulator::lane() ^ (bits), __LINE__)
 #define __shfl_down_sync(mask, value, by) \
   emulator::shuffle(value, emulator::lane() + (by) < 32 ? emulator::lane() + (by) : emulator::lane(), __LINE__)
 
-// ---- In place of tinyres_gpu/kernels/ptx.cuh.
+// ---- In place of tinyres_gpu/kernels/half.cuh and ptx.cuh.
+
+inline float from_float16(unsigned bits) { return same_bits<_Float16>((uint16_t)bits); }
+inline unsigned to_float16(float value) { return same_bits<uint16_t>((_Float16)value); }
 
 using emulator::copy_async;
 using emulator::copy_async_commit;

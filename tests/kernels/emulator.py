@@ -113,7 +113,7 @@ class _Argument:
                 raise EmulationError(f"{kernel}: {value!r} has {self.value.nbytes} bytes, not {size}")
             self.address = self.value.ctypes.data
             return
-        if size % self.array.itemsize:
+        if size != 1 and size % self.array.itemsize:  # bytes are what anything is stored in
             raise EmulationError(f"{kernel}: an array of {self.array.dtype} where elements have {size} bytes")
         if not self.array.flags.c_contiguous or (self.writable and not self.array.flags.writeable):
             raise EmulationError(f"{kernel}: an array is not contiguous, or is written and must not be")

@@ -47,7 +47,6 @@ FAULTS = [
         "product.write(shared.outputs);",
     ),
     Fault("a sum over the tile is read too early", CONV, "= mine;\n  __syncthreads();", "= mine;"),
-    Fault("padding is not zero", CONV, "return at < size ? at : -1", "return at < size ? max(at, 0) : -1"),
     Fault("no ReLU", CONV, "rectified ? relu(bn(v, by)) : bn(v, by)", "bn(v, by)"),
     Fault("squares in place of squared deviations", CONV, "quad * 4) - mean;", "quad * 4);"),
     Fault(
@@ -57,22 +56,17 @@ FAULTS = [
         "sum = sum + v;\n    if (shortcut) v = v + added",
     ),
     Fault("the shortcut takes the wrong pixels", CONV_32, "out.row * stride)", "out.row)"),
-    Fault(
-        "the shortcut's channels are activated as the first ones",
-        CONV,
-        "shortcut_channels + c);",
-        "shortcut_channels);",
-    ),
     Fault("no ReLU mask", DATA, "{z.x > 0 ? v.x : 0,", "{v.x,"),
-    Fault("the mask of what lies before batch norm", DATA, "load(gate, at) : bn(x, by)", "load(gate, at) : x"),
-    Fault("the mask is not that of the sum", DATA, "gate ? load(gate, at) :", "false ? x :", "original"),
+    Fault(
+        "the mask is not that of the sum", DATA, "gate ? load(gate, at, t_format) :", "false ? x :", "original"
+    ),
     Fault("a sum of the wrong product", DATA, "v * normalise(x, by)", "v * x"),
     Fault("batch norm's backward without the mean", DATA, "s.y - by.of[1].w", "s.y"),
     Fault(
         "the shortcut's gradient is lost",
         DATA,
-        "base ? load(base, at) :",
-        "false ? load(base, at) :",
+        "base ? load(base, at, format) :",
+        "false ? load(base, at, format) :",
         "two units a stage",
     ),
     Fault(
@@ -81,7 +75,6 @@ FAULTS = [
         "added && at.row % added_stride == 0 &&",
         "added &&",
     ),
-    Fault("the gradient of another row", DATA, "at.row / added_stride)", "at.row)"),
     Fault(
         "what is kept has its channels exchanged",
         DATA_32,
@@ -89,7 +82,6 @@ FAULTS = [
         "if (middle) visit(from, {v.y, v.x, v.z, v.w})",
         "two units a stage",
     ),
-    Fault("a stride that does not divide", DATA, "at % stride != 0", "false"),
     Fault(
         "no barrier after the tiles are filled",
         WEIGHTS,
@@ -99,7 +91,6 @@ FAULTS = [
     Fault("splits overlap", WEIGHTS, "min(split.end, split.first + pixels_of_split)", "split.end"),
     Fault("every split is of the first group", WEIGHTS, "split.group * channels + at.channel", "at.channel"),
     Fault("the gradient's coefficients are of the first group", WEIGHTS, "split.group * out_channels +", "0 +"),
-    Fault("rows beyond the last", WEIGHTS, "first_row + i < depth", "true"),
     Fault("the last tile counts as a full one", CONV, "* min(full, pixels - i * full);", "* full;"),
     Fault(
         "a sum over lanes is read too early", CONV, "[channel] = mine;\n  __syncthreads();", "[channel] = mine;"
@@ -109,20 +100,17 @@ FAULTS = [
     Fault("the first block to come finishes", CONV, "== gridDim.x - 1", "== 0"),
     Fault("nobody counts from zero again", CONV, "if (last) arrivals[blockIdx.y] = 0;", ""),
     Fault("a block that is not the last goes on", CONV, "if (!last) return;", ""),
-    Fault("one group is finished", CONV, "group < m.groups", "group < 1"),
     Fault("sums of the last group alone", DATA, "total_along += along;", "total_along = along;"),
     Fault("coefficients of the first group", DATA, "s.norm[group * channels + c]", "s.norm[c]"),
     Fault("the last split is forgotten", "sum_splits", "(int)sum.splits", "(int)sum.splits - 1"),
     Fault("no ReLU behind the addition", "join", "relu(f + added", "(f + added", "original"),
     Fault("a projection behind a ReLU", "join", "rectified != 0", "true", "original with option B"),
-    Fault("the loss of another class", "classify", "k == label ? 1.f", "k == 0 ? 1.f"),
     Fault(
         "logits are overwritten while others read them",
         "classify",
         "__syncthreads();  // everybody has read the logits",
         "",
     ),
-    Fault("pooled over too few pixels", "pool", "first + 16", "first + 8"),
 ]
 
 

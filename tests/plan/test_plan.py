@@ -164,6 +164,8 @@ def test_the_command_prints_the_step(capsys):
         ("--bandwidth -1", "more than 0"),
         ("--bandwidth nan", "more than 0"),
         ("--precision fp8", "no plan computes in fp8"),
+        ("--stream fp8", "no stream of 'fp8'"),
+        ("--precision tf32 --stream bf16", "use --precision bf16"),
         ("--batch-size 0", "--batch-size must be at least 1"),
         ("--recipe ours", "no recipe 'ours'"),
         ("--speed 1", "unrecognized arguments"),
@@ -223,7 +225,7 @@ def test_reading_what_the_same_launch_fills_is_refused():
         i for i, launch in enumerate(plan.launches) if launch.kind == "data gradients" and launch.arguments[0]
     )
     arguments = list(plan.launches[number].arguments)
-    arguments[4] = Written(arguments[0])
+    arguments[6] = Written(arguments[0])
     with pytest.raises(PlanFault, match="reads and fills"):
         verify(damage(plan, number, arguments=tuple(arguments)))
 
@@ -235,12 +237,12 @@ def exchanged(arguments, at, buffer):
 def stale_moments(plan):
     """The second convolution normalises by the moments of the first one's input."""
     first, second = (find(plan, "fused_conv", which) for which in (1, 2))
-    return second, exchanged(plan.launches[second].arguments, 1, plan.launches[first].arguments[1])
+    return second, exchanged(plan.launches[second].arguments, 2, plan.launches[first].arguments[2])
 
 
 def no_shortcut(plan):
     number = find(plan, "fused_conv", 2)
-    return number, exchanged(plan.launches[number].arguments, 3, None)
+    return number, exchanged(plan.launches[number].arguments, 4, None)
 
 
 def gradient_without_the_shortcuts(plan):

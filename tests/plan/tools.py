@@ -12,7 +12,7 @@ from tinyres.backends import get_backend
 from tinyres.chain import Pass
 from tinyres.networks import backward, build_network, forward
 from tinyres.recipes import PAPER
-from tinyres_gpu.oracle import rms, rounding_pairs
+from tinyres_gpu.oracle import planned_pairs, rms
 from tinyres_gpu.plan.layout import from_plan
 from tinyres_gpu.plan.step import PlannedStep
 
@@ -33,23 +33,12 @@ NETWORKS = {
 """What there are plans for."""
 
 
-def planned(
-    network,
-    recipe=GROUPED,
-    *,
-    device=EMULATED,
-    precision="float32",
-    batches=None,
-    state=None,
-    iterations=4,
-    size=SIZE,
-):
+def planned(network, recipe=GROUPED, *, batches=None, state=None, size=SIZE, **options):
     """Return a planned step on the emulated GPU."""
     state = random_state(network, recipe, np.float32) if state is None else state
     batches = batches or make_batches(IMAGES, size, np.float32)
-    return PlannedStep(
-        *(REFERENCE, network, recipe, batches, state), iterations=iterations, precision=precision, device=device
-    )
+    options = {"device": EMULATED, "iterations": 4} | options
+    return PlannedStep(REFERENCE, network, recipe, batches, state, **options)
 
 
 def gradients_of(step):
@@ -58,9 +47,10 @@ def gradients_of(step):
     return {name: from_plan(step.arrays[f"gradient.{name}"], shape) for name, shape in shapes.items()}
 
 
-def textbook(network, dtype, precision="float32", recipe=GROUPED, steps=1, size=SIZE):
+def textbook(network, dtype, precision="float32", stream="float32", *, recipe=GROUPED, steps=1, size=SIZE):
     """Return loss, errors, gradients of the last step, and the state after some steps, by the textbook."""
-    backend = replace(REFERENCE, **rounding_pairs(precision)) if precision != "float32" else REFERENCE
+    pairs = {} if precision == "float32" else planned_pairs(precision, stream)
+    backend = replace(REFERENCE, **pairs)
     batches = make_batches(IMAGES, size, dtype)
     state = random_state(network, recipe, np.float32)
     step = backend.make_step(network, recipe, batches, state, iterations=4, dtype=dtype)

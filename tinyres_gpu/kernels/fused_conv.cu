@@ -6,10 +6,10 @@
 
 template <int CHANNELS, class Arithmetic>
 __global__ void __launch_bounds__(THREADS, 2)
-    fused_conv(const float* x, const float4* norm, const float* w, const float* shortcut, const float4* shortcut_norm,
-               int shortcut_channels, int shortcut_stride, float* y, float2* moments, int images, int images_per_group,
-               int height, int width, int channels, int out_height, int out_width, int out_channels, int kernel,
-               int stride, const MomentsToFinish* to_finish, int* arrivals) {
+    fused_conv(const Stored* x, int x_format, const float4* norm, const float* w, const Stored* shortcut,
+               const float4* shortcut_norm, int shortcut_channels, int shortcut_stride, Stored* y, int y_format,
+               float2* moments, int images, int images_per_group, int height, int width, int channels, int out_height,
+               int out_width, int out_channels, int kernel, int stride, const MomentsToFinish* to_finish, int* arrivals) {
   using P = Product<CHANNELS, Arithmetic>;
   constexpr int QUADS = CHANNELS / 4;
   const Geometry g = {height, width, channels, out_height, out_width, out_channels, kernel, stride, false};
@@ -23,21 +23,21 @@ __global__ void __launch_bounds__(THREADS, 2)
   __syncthreads();
 
   P product;
-  Activated activated = {x, norm, true};
+  Activated activated = {x, x_format, norm, true};
   multiply_windows<CHANNELS, false>(product, shared.tiles, places, count, activated, tile.group, w, first_channel, g,
                                     [](int, float4) {});
   product.write(shared.outputs);
   __syncthreads();
 
   const int quad = t % QUADS, c = first_channel + quad * 4;
-  Shortcut added = {{shortcut, shortcut_norm, true}, shortcut_channels, shortcut_stride};
+  Shortcut added = {{shortcut, y_format, shortcut_norm, true}, shortcut_channels, shortcut_stride};
   if (shortcut && c < shortcut_channels) added.from.at_channel(tile.group * shortcut_channels + c);
   float4 sum = {0, 0, 0, 0}, m2 = {0, 0, 0, 0};
   for (int i = t / QUADS; i < count; i += THREADS / QUADS) {
     float4 v = load(shared.outputs[i], quad * 4);
     if (shortcut) v = v + added.read(places[i], c, out_height, out_width);
+    v = store(y, (tile.first + i) * out_channels + c, y_format, v);
     store(shared.outputs[i], quad * 4, v);
-    store(y, (tile.first + i) * out_channels + c, v);
     sum = sum + v;
   }
   if (!moments) return;

@@ -11,11 +11,12 @@
 
 template <int CHANNELS, class Arithmetic>
 __global__ void __launch_bounds__(THREADS, 2)
-    fused_data_gradient(const float* base, const float* dz, const float* y, const float4* affine, float* kept,
-                        const float* w, const float* added, int added_channels, int added_stride, const float* t,
-                        const float4* norm, const float* gate, float* dx, float2* sums, int images,
-                        int images_per_group, int height, int width, int channels, int out_height, int out_width,
-                        int out_channels, int kernel, int stride, const SumsToFinish* to_finish, int* arrivals) {
+    fused_data_gradient(const Stored* base, const Stored* dz, const Stored* y, int dz_format, int y_format,
+                        const float4* affine, Stored* kept, const float* w, const Stored* added, int added_channels,
+                        int added_stride, const Stored* t, const float4* norm, const Stored* gate, int t_format,
+                        Stored* dx, int dx_format, float2* sums, int images, int images_per_group, int height,
+                        int width, int channels, int out_height, int out_width, int out_channels, int kernel,
+                        int stride, const SumsToFinish* to_finish, int* arrivals) {
   using P = Product<CHANNELS, Arithmetic>;
   constexpr int QUADS = CHANNELS / 4;
   const Geometry g = {height, width, channels, out_height, out_width, out_channels, kernel, stride, true};
@@ -29,10 +30,10 @@ __global__ void __launch_bounds__(THREADS, 2)
   __syncthreads();
 
   P product;
-  Arriving arriving = {base, dz, y, affine};
+  Arriving arriving = {base, dz, y, dz_format, y_format, affine};
   multiply_windows<CHANNELS, true>(product, shared.tiles, places, count, arriving, tile.group, w, first_channel, g,
                                    [=](int at, float4 v) {
-                                     if (kept) store(kept, at, v);
+                                     if (kept) store(kept, at, dz_format, v);
                                    });
   product.write(shared.outputs);
   __syncthreads();
@@ -43,15 +44,15 @@ __global__ void __launch_bounds__(THREADS, 2)
     const Pixel& at = places[i];
     if (added && at.row % added_stride == 0 && at.column % added_stride == 0)
       v = v + load(added, ((at.image * added_height + at.row / added_stride) * added_width +
-                           at.column / added_stride) * added_channels + c);
+                           at.column / added_stride) * added_channels + c, dx_format);
     return v;
   };
   if (norm) {
-    pass_gate<CHANNELS>(t, norm, gate, dx, sums, tile, P::ROWS, first_channel, out_channels, reduced, gradient);
+    pass_gate<CHANNELS>(t, norm, gate, t_format, dx, dx_format, sums, tile, P::ROWS, first_channel, out_channels, reduced, gradient);
     finish_if_last(to_finish, sums, arrivals, first_channel, CHANNELS);
     return;
   }
   const int c = first_channel + threadIdx.x % QUADS * 4;
   for (int i = threadIdx.x / QUADS; i < count; i += THREADS / QUADS)
-    store(dx, (tile.first + i) * out_channels + c, gradient(i, c));
+    store(dx, (tile.first + i) * out_channels + c, dx_format, gradient(i, c));
 }

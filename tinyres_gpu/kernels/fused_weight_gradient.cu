@@ -9,10 +9,10 @@
 
 template <int CHANNELS, class Arithmetic>
 __global__ void __launch_bounds__(THREADS, 2)
-    fused_weight_gradient(const float* x, const float4* norm, const float* base, const float* dz, const float* y,
-                          const float4* affine, float* partial, int images, int images_per_group, int pixels_of_split,
-                          int height, int width, int channels, int out_height, int out_width, int out_channels,
-                          int kernel, int stride) {
+    fused_weight_gradient(const Stored* x, int x_format, const float4* norm, const Stored* base, const Stored* dz,
+                          const Stored* y, int dz_format, int y_format, const float4* affine, float* partial,
+                          int images, int images_per_group, int pixels_of_split, int height, int width, int channels,
+                          int out_height, int out_width, int out_channels, int kernel, int stride) {
   using P = Product<CHANNELS, Arithmetic>;
   constexpr int ROW_QUADS = P::ROWS / 4, QUADS = CHANNELS / 4, STEPS = P::DEPTH / P::VALUES;
   const Geometry g = {height, width, channels, out_height, out_width, out_channels, kernel, stride, false};
@@ -24,9 +24,9 @@ __global__ void __launch_bounds__(THREADS, 2)
   const int my_row = t % ROW_QUADS * 4, my_column = t % QUADS * 4;
   const Depth at = locate_depth(first_row + my_row, channels, kernel);
   const bool inside = first_row + my_row < depth;
-  Activated activated = {x, norm, true};
+  Activated activated = {x, x_format, norm, true};
   if (inside) activated.at_channel(split.group * channels + at.channel);
-  Arriving arriving = {base, dz, y, affine};
+  Arriving arriving = {base, dz, y, dz_format, y_format, affine};
   arriving.at_channel(split.group * out_channels + first_channel + my_column);
 
   P product;

@@ -21,7 +21,7 @@ THREADS = 256  # in every block of every kernel
 LARGEST = 2**31 - 1  # numbers in a tensor: kernels count in 32 bits
 
 _TILED = ("bn.cuh", "moments.cuh", "window.cuh", "tile.cuh")
-_QUADS = (*_TILED, "quads.cuh", "operands.cuh", "tile_sums.cuh", "finish.cuh")
+_QUADS = (*_TILED, "half.cuh", "quads.cuh", "operands.cuh", "tile_sums.cuh", "finish.cuh")
 _FUSED = ("window_product.cuh", "fused_conv.cu", "fused_data_gradient.cu", "fused_weight_gradient.cu")
 _PRODUCT = ("registers.cuh", "product.cuh")
 _TENSOR_CORE = ("ptx.cuh", "tensor_core.cuh")

@@ -4,7 +4,8 @@
 
 // ---- Forward: relu(bn(x)); x itself where there is no batch norm, or no ReLU where `rectified` is false.
 struct Activated {
-  const float* x;
+  const Stored* x;
+  int format;
   const float4* norm;  // (groups, channels), or null
   bool rectified;
   Norms by;
@@ -13,7 +14,7 @@ struct Activated {
     if (norm) by = load_norms(norm, group_channel);
   }
   __device__ __forceinline__ float4 read(int at) const {
-    const float4 v = load(x, at);
+    const float4 v = load(x, at, format);
     if (!norm) return v;
     return rectified ? relu(bn(v, by)) : bn(v, by);
   }
@@ -26,7 +27,8 @@ struct Activated {
 // which is batch norm's backward (finish.cuh has the coefficients) as an affine map, and `base` is the gradient
 // that comes along the shortcut: the "1 +" of Eq. (5). Either part may be missing.
 struct Arriving {
-  const float *base, *dz, *y;  // null: not there
+  const Stored *base, *dz, *y;  // null: not there
+  int format, y_format;        // of base and dz, and of y
   const float4* affine;        // (groups, channels), where dz is there
   Norms by;
 
@@ -34,9 +36,9 @@ struct Arriving {
     if (dz) by = load_norms(affine, group_channel);
   }
   __device__ __forceinline__ float4 read(int at) const {
-    float4 v = base ? load(base, at) : float4{0, 0, 0, 0};
+    float4 v = base ? load(base, at, format) : float4{0, 0, 0, 0};
     if (dz) {
-      const float4 d = load(dz, at), s = load(y, at);
+      const float4 d = load(dz, at, format), s = load(y, at, y_format);
       v.x += fmaf(by.of[0].x, d.x, fmaf(by.of[0].y, s.x - by.of[0].w, by.of[0].z));
       v.y += fmaf(by.of[1].x, d.y, fmaf(by.of[1].y, s.y - by.of[1].w, by.of[1].z));
       v.z += fmaf(by.of[2].x, d.z, fmaf(by.of[2].y, s.z - by.of[2].w, by.of[2].z));

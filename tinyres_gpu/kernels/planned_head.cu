@@ -1,12 +1,12 @@
 // The end of a planned step: pooling of the last activation, classifier and loss, and the way back to that activation.
 
 // y[n, c] = the mean over pixels of relu(bn(x)), a thread for four channels of an image.
-__global__ void pool(const float* x, const float4* norm, float* y, int images_per_group, int pixels, int channels,
+__global__ void pool(const Stored* x, int format, const float4* norm, float* y, int images_per_group, int pixels, int channels,
                      int quads) {
   const int i = blockIdx.x * THREADS + threadIdx.x;
   if (i >= quads) return;
   const int image = i / (channels / 4), c = i % (channels / 4) * 4;
-  Activated activated = {x, norm, true};
+  Activated activated = {x, format, norm, true};
   activated.at_channel(image / images_per_group * channels + c);
   float4 total = {0, 0, 0, 0};
   for (int first = 0; first < pixels; first += 16) {
@@ -79,12 +79,13 @@ __global__ void linear_gradient(const float* pooled, const float* dlogits, const
 // The pooled features' gradient goes to all pixels alike, through the last ReLU: see pass_gate.
 template <int CHANNELS>
 __global__ void __launch_bounds__(THREADS, 2)
-    pool_gradient(const float* dpooled, const float* t, const float4* norm, const float* gate, float* dz, float2* sums,
+    pool_gradient(const float* dpooled, const Stored* t, const float4* norm, const Stored* gate, int t_format,
+                  Stored* dz, int dz_format, float2* sums,
                   int images, int images_per_group, int pixels, int channels, int rows, const SumsToFinish* to_finish,
                   int* arrivals) {
   __shared__ float4 reduced[THREADS / 32][CHANNELS / 4];
   const Tile tile = find_tile(rows, images, images_per_group, pixels);
-  pass_gate<CHANNELS>(t, norm, gate, dz, sums, tile, rows, blockIdx.y * CHANNELS, channels, reduced,
+  pass_gate<CHANNELS>(t, norm, gate, t_format, dz, dz_format, sums, tile, rows, blockIdx.y * CHANNELS, channels, reduced,
                       [&](int i, int c) { return load(dpooled, (tile.first + i) / pixels * channels + c) * (1.f / pixels); });
   finish_if_last(to_finish, sums, arrivals, blockIdx.y * CHANNELS, CHANNELS);
 }

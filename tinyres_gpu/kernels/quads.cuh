@@ -15,6 +15,34 @@ __device__ __forceinline__ float4 operator*(float4 a, float b) { return {a.x * b
 __device__ __forceinline__ float4 load(const float* x, int at) { return *(const float4*)(x + at); }
 __device__ __forceinline__ float4 store(float* y, int at, float4 v) { return *(float4*)(y + at) = v; }
 
+// ---- Tensors between launches may be stored in 16 bits; whoever computes with them has float32. The format of a
+// tensor is an argument, the same for all threads. `store` returns what will be read again: the rounded values.
+
+using Stored = unsigned char;  // the memory of a tensor in any format
+enum Format { FLOAT32, BFLOAT16, FLOAT16 };
+
+__device__ __forceinline__ float2 unpack(unsigned bits, int format) {
+  if (format == FLOAT16) return {from_float16(bits & 0xffff), from_float16(bits >> 16)};
+  return {__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u)};
+}
+__device__ __forceinline__ unsigned pack(float low, float high, int format) {
+  if (format == FLOAT16) return to_float16(low) | to_float16(high) << 16;
+  return to_bfloat16(low) | to_bfloat16(high) << 16;
+}
+__device__ __forceinline__ float4 load(const Stored* x, int at, int format) {
+  if (format == FLOAT32) return load((const float*)x, at);
+  const uint2 bits = *(const uint2*)(x + 2LL * at);
+  const float2 low = unpack(bits.x, format), high = unpack(bits.y, format);
+  return {low.x, low.y, high.x, high.y};
+}
+__device__ __forceinline__ float4 store(Stored* y, int at, int format, float4 v) {
+  if (format == FLOAT32) return store((float*)y, at, v);
+  const uint2 bits = {pack(v.x, v.y, format), pack(v.z, v.w, format)};
+  *(uint2*)(y + 2LL * at) = bits;
+  const float2 low = unpack(bits.x, format), high = unpack(bits.y, format);
+  return {low.x, low.y, high.x, high.y};
+}
+
 // ---- Batch norm of four channels. `norm` is (groups, channels): mean, rstd, gamma and beta of each together.
 
 struct Norms {

@@ -35,19 +35,20 @@ __device__ __forceinline__ void write_pair(float2* partial, float4 first, float4
 // Whether the ReLU let it through: `gate` > 0 where the activation was written down (original units, whose ReLU
 // stands behind the addition), else bn(t) > 0, computed again with the same bits.
 template <int CHANNELS, class Gradient>
-__device__ __forceinline__ void pass_gate(const float* t, const float4* norm, const float* gate, float* dz,
-                                          float2* partial, const Tile& tile, int rows, int first_channel, int channels,
-                                          float4 (*shared)[CHANNELS / 4], Gradient gradient) {
+__device__ __forceinline__ void pass_gate(const Stored* t, const float4* norm, const Stored* gate, int t_format,
+                                          Stored* dz, int dz_format, float2* partial, const Tile& tile, int rows,
+                                          int first_channel, int channels, float4 (*shared)[CHANNELS / 4],
+                                          Gradient gradient) {
   constexpr int QUADS = CHANNELS / 4;
   const int c = first_channel + threadIdx.x % QUADS * 4;
   const Norms by = load_norms(norm, tile.group * channels + c);
   float4 sum = {0, 0, 0, 0}, along = {0, 0, 0, 0};
   for (int i = threadIdx.x / QUADS; i < rows && tile.first + i < tile.end; i += THREADS / QUADS) {
     const int at = (tile.first + i) * channels + c;
-    const float4 x = load(t, at), z = gate ? load(gate, at) : bn(x, by);
+    const float4 x = load(t, at, t_format), z = gate ? load(gate, at, t_format) : bn(x, by);
     float4 v = gradient(i, c);
     v = {z.x > 0 ? v.x : 0, z.y > 0 ? v.y : 0, z.z > 0 ? v.z : 0, z.w > 0 ? v.w : 0};
-    v = store(dz, at, v);
+    v = store(dz, at, dz_format, v);
     sum = sum + v;
     along = along + v * normalise(x, by);
   }

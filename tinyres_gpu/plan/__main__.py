@@ -17,6 +17,7 @@ from tinyres_gpu.plan.composed import composed_launches
 from tinyres_gpu.plan.emit import Pixels
 from tinyres_gpu.plan.launches import Plan
 from tinyres_gpu.plan.price import BANDWIDTHS, GAP, HOST, RATES, Card, Cost, by_kind, cost, get_card
+from tinyres_gpu.plan.storage import STREAMS
 
 GB = 1e9
 
@@ -32,6 +33,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--recipe", default="paper", help=", ".join(RECIPES))
     parser.add_argument("--precision", default="tf32", help=", ".join(RATES))
+    parser.add_argument("--stream", default="float32", help=f"{', '.join(STREAMS)}: of the residual stream")
     parser.add_argument("--card", default="h100", help=", ".join(BANDWIDTHS))
     parser.add_argument("--bandwidth", type=float, help="TB/s that the card copies, in place of the card's")
     parser.add_argument("--iterations", type=int, default=PAPER_ITERATIONS)
@@ -61,10 +63,9 @@ def main(arguments: list[str] | None = None) -> None:
     pixels = Pixels(
         mean_per_pixel=recipe.normalisation == "per-pixel-mean", pad_first=recipe.pad == "before-normalising"
     )
-    plan, apart = (
-        compile_step(network, recipe, asked.batch_size, precision=asked.precision, pixels=pixels, fold=fold)
-        for fold in (True, False)
-    )
+    options = {"precision": asked.precision, "stream": asked.stream, "pixels": pixels}
+    plan = compile_step(network, recipe, asked.batch_size, **options)
+    apart = compile_step(network, recipe, asked.batch_size, **options, fold=False)
     composed = cost(composed_launches(network, recipe, asked.batch_size, asked.precision), card)
     print(
         f"ResNet-{network.depth}, {network.unit} {network.block} units, option {network.option}, "

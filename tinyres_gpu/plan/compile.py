@@ -28,6 +28,7 @@ from tinyres_gpu.plan.emit import Arriving, Emitter, Feature, Norm, Pixels, Shor
 from tinyres_gpu.plan.fold import fold_finishing
 from tinyres_gpu.plan.launches import Buffer, Plan
 from tinyres_gpu.plan.layout import PLANES, planned_shapes
+from tinyres_gpu.plan.storage import get_storage
 
 UNITS = ("preactivation", "original")
 CLASSES = 1024  # that the kernel `classify` has room for
@@ -70,6 +71,7 @@ def compile_step(
     batch_size: int,
     *,
     precision: str = "float32",
+    stream: str = "float32",
     size: tuple[int, int] = (32, 32),
     pixels: Pixels | None = None,
     largest_batch: int | None = None,
@@ -85,7 +87,9 @@ def compile_step(
         Groups of batch norm, momentum, weight decay.
     batch_size : int
     precision : {"float32", "tf32", "bf16"}
-        What convolutions round their operands to.
+        What convolutions round their operands to; with ``bf16`` branches are stored so as well.
+    stream : {"float32", "bf16", "fp16"}
+        What the residual stream is stored in.
     size : (int, int)
         Height and width of the images.
     pixels : Pixels, optional
@@ -100,10 +104,13 @@ def compile_step(
     ------
     ValueError
         If there is no plan for this network, or a tensor has more numbers than kernels can count.
+    UserError
+        If there is no such stream, or not with this precision.
     """
     if why := why_not(network):
         raise ValueError(why)
-    emitter = Emitter(batch_size, recipe.groups(batch_size), precision, recipe)
+    storage = get_storage(precision, stream)
+    emitter = Emitter(batch_size, recipe.groups(batch_size), precision, storage, recipe)
     emitter.next_iteration()
     images = Buffer("images", (batch_size, *size, PLANES))
     if pixels:
@@ -173,14 +180,15 @@ class _Compiler:
                     case _:
                         shortcut = Shortcut(source)
             convs.append((conv, source, norm))
-            feature = emit.conv(conv, source, shortcut if len(convs) == len(norms) else None)
+            ends = len(convs) == len(norms)
+            feature = emit.conv(conv, source, shortcut if ends else None, stream=ends)
         return feature, Kept(unit, convs, None, projection)
 
     def preactivation_backward(self, kept: Kept, arriving: Arriving) -> Arriving:
         """Emit the gradient at x from the one at x'."""
         emit, unit, convs = self.emit, kept.unit, kept.convs
         last, source, norm = convs[-1]
-        g = Buffer(f"{unit.name}.g", (*norm.tensor.shape[:3], last.c_out))  # at x'
+        g = emit.stream_gradient(f"{unit.name}.g", (*norm.tensor.shape[:3], last.c_out))  # at x'
         arriving, whole = emit.data_gradient(last, arriving, norm, keep=g), Arriving(g)
         emit.weight_gradient(last, source, whole)
         for conv, source, norm in reversed(convs[1:-1]):
@@ -203,7 +211,7 @@ class _Compiler:
         source = x
         for bn, conv in zip(norms, _convs(unit), strict=True):
             convs.append((conv, source, behind))
-            behind = emit.norm(bn, emit.conv(conv, source))
+            behind = emit.norm(bn, emit.conv(conv, source, stream=len(convs) == len(norms)))
             source = Signal(behind.tensor, behind)
         match unit.shortcut:
             case (Conv() as layer, BatchNorm() as bn):

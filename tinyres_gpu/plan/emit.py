@@ -22,6 +22,7 @@ from tinyres_gpu.kernels.loader import THREADS
 from tinyres_gpu.plan.fold import FINISHING, UNFINISHED
 from tinyres_gpu.plan.launches import Argument, Buffer, Deal, Launch, Table, Updated, Written
 from tinyres_gpu.plan.layout import COLOURS, PLANES, planned_shape
+from tinyres_gpu.plan.storage import FORMATS, Storage
 
 ARITHMETIC = {"float32": "Float32", "tf32": "Tf32", "bf16": "Bf16"}
 ELEMENTS = 1024  # of a parameter that a block sums or updates, as in finish.cu and update.cu
@@ -45,6 +46,7 @@ class Feature(NamedTuple):
 
     tensor: Buffer  # (N, H, W, C)
     partial: Buffer | None = None  # (groups, tiles, C, 2): its moments, where a batch norm follows
+    stream: bool = True  # is it x_l, or inside a branch?
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Norm:
     name: str
     tensor: Buffer  # (N, H, W, C): what it reads
     numbers: Buffer  # (groups, C, 4)
+    stream: bool = True  # as of the feature
     gate: Buffer | None = None  # (N, H, W, C): the activation behind it, where that was written down
 
 
@@ -112,11 +115,12 @@ class Emitter:
     ----------
     batch_size, groups : int
     precision : str
+    storage : Storage
     recipe : Recipe
     """
 
-    def __init__(self, batch_size: int, groups: int, precision: str, recipe: Recipe) -> None:
-        self.batch_size, self.groups, self.recipe = batch_size, groups, recipe
+    def __init__(self, batch_size: int, groups: int, precision: str, storage: Storage, recipe: Recipe) -> None:
+        self.batch_size, self.groups, self.storage, self.recipe = batch_size, groups, storage, recipe
         self.arithmetic = ARITHMETIC[precision]
         self.images = batch_size, batch_size // groups
         self.launches: list[Launch] = []
@@ -173,12 +177,19 @@ class Emitter:
         return batch
 
     def conv(
-        self, layer: Conv, source: Signal, shortcut: Shortcut | None = None, *, moments: bool = True
+        self,
+        layer: Conv,
+        source: Signal,
+        shortcut: Shortcut | None = None,
+        *,
+        moments: bool = True,
+        stream: bool = True,
     ) -> Feature:
         """Convolve an activation and add a shortcut; leave the partial moments of the result if asked."""
         n, *image, c = source.tensor.shape
         out_image = _strided(image, layer.stride)
-        y = Buffer(f"{layer.name}.y", (n, *out_image, layer.c_out))
+        dtype = self.storage.stream if stream else self.storage.branch
+        y = Buffer(f"{layer.name}.y", (n, *out_image, layer.c_out), dtype)
         tile = tile_channels(layer.c_out)
         tiles = self._tiles(y, tile)
         partial = Buffer(f"{layer.name}.moments", (self.groups, tiles, layer.c_out, 2)) if moments else None
@@ -186,9 +197,10 @@ class Emitter:
             f"fused_conv<{tile}, {self.arithmetic}>",
             CONVOLUTIONS,
             (self.groups * tiles, layer.c_out // tile),
-            *(source.tensor, _numbers(source), parameter(layer.name + ".weight", planned_shape(layer))),
+            *(*_stored(source.tensor), _numbers(source)),
+            parameter(layer.name + ".weight", planned_shape(layer)),
             *_added(shortcut),
-            *(Written(y), Written(partial) if partial else None),
+            *(Written(y), _format(y), Written(partial) if partial else None),
             *self.images,
             *(*image, c, *out_image, layer.c_out, layer.kernel, layer.stride),
             *UNFINISHED,
@@ -196,11 +208,11 @@ class Emitter:
             channels=min(layer.c_in, layer.c_out),
             partly=_part_of(shortcut, source),
         )
-        return Feature(y, partial)
+        return Feature(y, partial, stream)
 
     def norm(self, layer: BatchNorm, feature: Feature) -> Norm:
         """Finish the moments of a feature, and fold them into the running ones."""
-        y, partial = feature
+        y, partial, stream = feature
         assert partial is not None, layer.name
         tiles, c = partial.shape[1:3]
         numbers = Buffer(f"{layer.name}.numbers", (self.groups, c, 4))
@@ -212,12 +224,12 @@ class Emitter:
             *(float(self.recipe.eps), float(self.recipe.running_momentum)),
         )
         self.launch("finish_moments", FINISHING, (-(-c // ACROSS),), Table((row,)), partial)
-        return Norm(layer.name, y, numbers)
+        return Norm(layer.name, y, numbers, stream)
 
     def join(self, unit: str, norm: Norm, shortcut: Shortcut) -> Buffer:
         """End an original unit: relu(bn(t) + s), written down."""
         n, h, w, c = norm.tensor.shape
-        y = Buffer(f"{unit}.y", norm.tensor.shape)
+        y = Buffer(f"{unit}.y", norm.tensor.shape, self.storage.stream)
         self.launch(
             "join",
             JOINS,
@@ -225,7 +237,7 @@ class Emitter:
             norm.tensor,
             norm.numbers,
             *_added(shortcut),
-            *(int(shortcut.rectified), Written(y), n // self.groups, h, w, c, y.size // 4),
+            *(int(shortcut.rectified), Written(y), _format(y), n // self.groups, h, w, c, y.size // 4),
             partly=_part_of(shortcut),
         )
         return y
@@ -243,7 +255,7 @@ class Emitter:
             "pool",
             HEAD,
             _blocks(n * c // 4),
-            *(last.tensor, _numbers(last), Written(pooled), n // self.groups, h * w, c, n * c // 4),
+            *(*_stored(last.tensor), _numbers(last), Written(pooled), n // self.groups, h * w, c, n * c // 4),
         )
         self.launch(
             "classify",
@@ -270,7 +282,8 @@ class Emitter:
             f"pool_gradient<{tile}>",
             HEAD,
             (self.groups * tiles, c // tile),
-            *(dpooled, behind.tensor, behind.numbers, behind.gate, Written(dz), Written(sums)),
+            *(dpooled, behind.tensor, behind.numbers, behind.gate, _format(behind.tensor)),
+            *(Written(dz), _format(dz), Written(sums)),
             *(*self.images, h * w, c, rows, *UNFINISHED),
         )
         return self.finish_sums(behind, dz, sums)
@@ -308,14 +321,14 @@ class Emitter:
         """
         tile = tile_channels(layer.c_in)
         dz, sums = self._gradient_of(behind, self._tiles(behind.tensor, tile))
-        through = (behind.tensor, behind.numbers, behind.gate, Written(dz), Written(sums))
-        self._data_gradient(layer, arriving, dz, through, keep, added, added_stride)
+        gate = (behind.tensor, behind.numbers, behind.gate, _format(behind.tensor))
+        self._data_gradient(layer, arriving, dz, gate, sums, keep, added, added_stride)
         return self.finish_sums(behind, dz, sums)
 
     def plain_data_gradient(self, layer: Conv, arriving: Arriving, like: Buffer) -> Buffer:
         """Return the gradient at what a convolution read, a tensor shaped like `like`."""
-        dx = Buffer(f"{layer.name}.dx", like.shape)
-        self._data_gradient(layer, arriving, dx, (None, None, None, Written(dx), None))
+        dx = self.stream_gradient(f"{layer.name}.dx", like.shape)
+        self._data_gradient(layer, arriving, dx, (None, None, None, 0))
         return dx
 
     def weight_gradient(self, layer: Conv, source: Signal, arriving: Arriving) -> None:
@@ -336,7 +349,8 @@ class Emitter:
             f"fused_weight_gradient<{tile}, {self.arithmetic}>",
             WEIGHTS,
             (splits, rows, columns),
-            *(source.tensor, _numbers(source), *arriving, Written(partial), *self.images, pixels_of_split),
+            *(*_stored(source.tensor), _numbers(source), *_arriving(arriving), Written(partial)),
+            *(*self.images, pixels_of_split),
             *(*image, c, *out_image, layer.c_out, layer.kernel, layer.stride),
             multiply_adds=_multiply_adds(layer, y),
             channels=min(layer.c_in, layer.c_out),
@@ -368,7 +382,7 @@ class Emitter:
             f"projection_sums<{tile}>",
             JOINS,
             (self.groups * tiles, c // tile),
-            *(dz, norm.tensor, norm.numbers, Written(sums)),
+            *(*_stored(dz), *_stored(norm.tensor), norm.numbers, Written(sums)),
             *(*self.images, h * w, c, rows, *UNFINISHED),
         )
         return self.finish_sums(norm, dz, sums)
@@ -401,7 +415,8 @@ class Emitter:
         layer: Conv,
         arriving: Arriving,
         dx: Buffer,
-        through: tuple[Argument, ...],
+        gate: tuple[Argument, ...],
+        sums: Buffer | None = None,
         keep: Buffer | None = None,
         added: Buffer | None = None,
         added_stride: int = 1,
@@ -413,12 +428,10 @@ class Emitter:
             f"fused_data_gradient<{tile}, {self.arithmetic}>",
             DATA,
             (self.groups * self._tiles(dx, tile), c // tile),
-            *(
-                *arriving,
-                Written(keep) if keep else None,
-                parameter(layer.name + ".weight", planned_shape(layer)),
-            ),
-            *(added, added.shape[3] if added else 0, added_stride, *through, *self.images),
+            *(*_arriving(arriving), Written(keep) if keep else None),
+            parameter(layer.name + ".weight", planned_shape(layer)),
+            *(added, added.shape[3] if added else 0, added_stride, *gate),
+            *(Written(dx), _format(dx), Written(sums) if sums else None, *self.images),
             *(*dy.shape[1:], *dx.shape[1:], layer.kernel, layer.stride, *UNFINISHED),
             multiply_adds=_multiply_adds(layer, dy),
             channels=min(layer.c_in, layer.c_out),
@@ -427,9 +440,13 @@ class Emitter:
     def _gradient_of(self, behind: Norm, tiles: int) -> tuple[Buffer, Buffer]:
         """Return the buffers of the gradient behind a batch norm and of its partial sums."""
         shape = behind.tensor.shape
-        return Buffer(f"{behind.name}.dz", shape), Buffer(
-            f"{behind.name}.sums", (self.groups, tiles, shape[3], 2)
-        )
+        dtype = self.storage.stream_gradient if behind.stream else self.storage.branch_gradient
+        sums = Buffer(f"{behind.name}.sums", (self.groups, tiles, shape[3], 2))
+        return Buffer(f"{behind.name}.dz", shape, dtype), sums
+
+    def stream_gradient(self, name: str, shape: tuple[int, ...]) -> Buffer:
+        """Return a buffer for a gradient of the stream."""
+        return Buffer(name, shape, self.storage.stream_gradient)
 
     def _rows(self, tile: int) -> int:
         """Return how many rows the product of a block has, `tile` columns wide."""
@@ -452,6 +469,23 @@ def parameter(name: str, shape: tuple[int, ...]) -> Buffer:
 def gradient(of: Buffer) -> Buffer:
     """Return the buffer of a parameter's gradient."""
     return Buffer(f"gradient.{of.name}", of.shape, permanent=True)
+
+
+def _format(buffer: Buffer) -> int:
+    """Return a tensor's format as kernels know it."""
+    return FORMATS[buffer.dtype]
+
+
+def _stored(buffer: Buffer) -> tuple[Buffer, int]:
+    """Return the arguments of a kernel that reads a tensor."""
+    return buffer, _format(buffer)
+
+
+def _arriving(at: Arriving) -> tuple[Argument, ...]:
+    """Return the arguments of a kernel that reads an arriving gradient: parts, formats, coefficients."""
+    part = at.base or at.dz
+    assert part is not None
+    return at.base, at.dz, at.y, _format(part), _format(at.y) if at.y else 0, at.affine
 
 
 def _numbers(signal: Signal) -> Buffer | None:

@@ -1,13 +1,14 @@
 """What changes from iteration to iteration, on the GPU: learning rates, and which images, crops and flips.
 
-A planned step reads row `position` of these arrays, where `position` is a number in the GPU's memory that the
+A planned step reads row `position` of these tables, where `position` is a number in the GPU's memory that the
 step itself counts up. The host fills them for `ITERATIONS` iterations at a time, so that between two fillings
-it has nothing to say but "go on".
+it has nothing to say but "go on"; while the GPU works, it draws a row of the next tables. Iteration t has row
+t % ITERATIONS, whichever came before it, and its result stays there until iteration t + ITERATIONS.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
@@ -19,8 +20,43 @@ from tinyres.schedule import learning_rate
 from tinyres_gpu.plan.emit import ITERATIONS
 
 
+class Tables:
+    """The rows of `ITERATIONS` iterations, drawn one after the other, on the host.
+
+    Parameters
+    ----------
+    first : int
+        The iteration of row 0.
+    recipe : Recipe
+    iterations : int
+        The length of the whole run.
+    batches : Batches or None
+        Whose order and crops are wanted.
+    """
+
+    def __init__(self, first: int, recipe: Recipe, iterations: int, batches: Batches | None) -> None:
+        self.first, self.recipe, self.iterations, self.batches = first, recipe, iterations, batches
+        self.drawn = 0
+        self.arrays = {"rates": np.zeros(ITERATIONS, np.float32)}
+        if batches is not None:
+            rows = (ITERATIONS, batches.batch_size)
+            self.arrays |= {"places": np.zeros(rows, np.int32), "crops": np.full(rows, UNCROPPED, np.int32)}
+
+    def draw(self, rows: int) -> None:
+        """Draw until so many rows are there."""
+        while self.drawn < min(rows, ITERATIONS):
+            row, t = self.drawn, self.first + self.drawn
+            self.arrays["rates"][row] = learning_rate(self.recipe, t, self.iterations)
+            if self.batches is not None:
+                n = self.batches.size(t)
+                self.arrays["places"][row, :n] = self.batches.places(t)
+                if self.recipe.augmentation:
+                    self.arrays["crops"][row, :n] = pack(*draw_augmentation(n, self.batches.seed, t))
+            self.drawn += 1
+
+
 class Schedule:
-    """Keeps the arrays right for the iteration that comes next.
+    """Keeps the GPU's tables right for the iteration that comes next.
 
     Parameters
     ----------
@@ -36,47 +72,43 @@ class Schedule:
     def __init__(
         self, recipe: Recipe, iterations: int, batches: Batches | None, upload: Callable[[str, Array], None]
     ) -> None:
-        self.recipe, self.iterations, self.batches, self.upload = recipe, iterations, batches, upload
-        self.first = -ITERATIONS  # of the iterations that the arrays hold
+        self.of, self.upload = (recipe, iterations, batches), upload
+        self.first: int | None = None  # of the iterations that the GPU's tables hold
+        self.coming = Tables(0, *self.of)
         self.next: int | None = None  # that the GPU's counter will come to
+        self.begun: dict[int, int] = {}  # row -> the iteration whose result it has, or will have
 
     def prepare(self, t: int) -> None:
         """Make the next step iteration t."""
-        if not self.first <= t < self.first + ITERATIONS:
-            self.first, self.next = t, None
-            for name, values in self.draw(t).items():
+        row = t % ITERATIONS
+        if self.first != t - row:
+            self.first = t - row
+            tables = self.coming if self.coming.first == self.first else Tables(self.first, *self.of)
+            tables.draw(ITERATIONS)
+            for name, values in tables.arrays.items():
                 self.upload(f"schedule.{name}", values)
-        if t != self.next:
-            self.upload("schedule.position", np.array([t - self.first - 1], np.int32))
+            self.coming = Tables(self.first + ITERATIONS, *self.of)
+        if t != self.next or row == 0:
+            self.upload("schedule.position", np.array([row - 1], np.int32))
         self.next = t + 1
+        self.begun[row] = t
+
+    def look_ahead(self) -> None:
+        """Draw one more row of the tables that come next."""
+        self.coming.draw(self.coming.drawn + 1)
 
     def row(self, t: int) -> int:
-        """Return the row of the arrays that belongs to iteration t.
+        """Return the row that has the result of iteration t.
 
         Raises
         ------
         KeyError
-            If they do not hold it, or no longer.
+            If that iteration was not among the last.
         """
-        if not self.first <= t < self.first + ITERATIONS:
-            raise KeyError(f"iteration {t} is not among the {ITERATIONS} from {self.first} on")
-        return t - self.first
-
-    def draw(self, first: int) -> Mapping[str, Array]:
-        """Return the arrays for the iterations from `first` on; what lies beyond the end of the run is zero."""
-        iterations = range(first, min(first + ITERATIONS, max(self.iterations, first + 1)))
-        rates = np.zeros(ITERATIONS, np.float32)
-        rates[: len(iterations)] = [learning_rate(self.recipe, t, self.iterations) for t in iterations]
-        if self.batches is None:
-            return {"rates": rates}
-        places = np.zeros((ITERATIONS, self.batches.batch_size), np.int32)
-        crops = np.full_like(places, pack(np.array(PAD), np.array(PAD), np.array(False)))  # the image as it is
-        for row, t in enumerate(iterations):
-            n = self.batches.size(t)
-            places[row, :n] = self.batches.places(t)
-            if self.recipe.augmentation:
-                crops[row, :n] = pack(*draw_augmentation(n, self.batches.seed, t))
-        return {"rates": rates, "places": places, "crops": crops}
+        row = t % ITERATIONS
+        if self.begun.get(row) != t:
+            raise KeyError(f"the result of iteration {t} is not there, or no longer")
+        return row
 
 
 def pack(tops: Array, lefts: Array, flips: Array) -> Array:
@@ -89,3 +121,7 @@ def pack(tops: Array, lefts: Array, flips: Array) -> Array:
     """
     packed: Array = tops + 16 * lefts + 256 * flips
     return packed
+
+
+UNCROPPED = int(pack(np.array(PAD), np.array(PAD), np.array(False)))
+"""The image as it is."""

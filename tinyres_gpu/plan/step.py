@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -49,6 +49,8 @@ class PlannedStep:
         float32.
     precision : {"float32", "tf32", "bf16"}
         What convolutions round their operands to.
+    stored : {"float32", "bf16", "fp16"}
+        What the residual stream is stored in.
     device : Device
     stream : cupy.cuda.Stream, optional
         Where the launches are recorded as graphs and replayed; without one they run one by one.
@@ -84,12 +86,14 @@ class PlannedStep:
         communicator: None = None,
         replicas: int | None = None,
         precision: str = "float32",
+        stored: str = "float32",
         device: Device = CUPY,
         stream: Any = None,
     ) -> None:
         assert np.dtype(dtype) == np.float32, dtype
         self.backend, self.network, self.recipe = backend, network, recipe
-        self.batches, self.precision, self.device, self.stream = batches, precision, device, stream
+        self.batches, self.device, self.stream = batches, device, stream
+        self.precision, self.stored = precision, stored
         self.on_gpu = batches if isinstance(batches, Batches) and batches.xp is device.xp else None
         self.shapes = {name: value.shape for name, value in state.items()}
         self.arrays: dict[str, Array] = {}
@@ -134,6 +138,7 @@ class PlannedStep:
                 program.arrays["labels"][...] = xp.asarray(labels, dtype=np.int32)
             self.schedule.prepare(t)
             runner.run()
+        self.schedule.look_ahead()
 
     def result(self, t: int) -> tuple[float, int]:
         """Wait for iteration t, one of the last, and return its summed loss and number of errors."""
@@ -183,7 +188,7 @@ class PlannedStep:
         """Return the program for mini-batches of n images, and what runs it; one is kept for each size."""
         key = n, *size
         if key not in self.runners:
-            plan = self.plan(n, *size)
+            plan = self.plan(n, size)
             an_image = -(-plan.placement.size // n)
             need = Need(f"a training step of ResNet-{self.network.depth}", 0, an_image, batch_size=n)
             with self.backend.within_memory(lambda: need):
@@ -191,24 +196,21 @@ class PlannedStep:
             self.runners[key] = program, Replay(program, self.stream) if self.stream else program
         return self.runners[key]
 
-    def plan(self, n: int, *size: int) -> Plan:
+    def plan(self, n: int, size: Sequence[int] = ()) -> Plan:
         """Return the plan for mini-batches of n images, of `size` pixels where the host brings them."""
-        if self.on_gpu is None:
-            return compile_step(
-                *(self.network, self.recipe, n),
-                precision=self.precision,
-                size=(size[0], size[1]),
-                fold=self.fold,
-            )
-        images, _, h, w = self.on_gpu.images.shape
-        mean_per_pixel = self.on_gpu.normalisation.mean.size > COLOURS
-        pixels = Pixels(images, h, w, mean_per_pixel, self.recipe.pad == "before-normalising")
+        pixels, largest = None, None
+        if self.on_gpu is not None:
+            images, _, *size = self.on_gpu.images.shape
+            mean_per_pixel = self.on_gpu.normalisation.mean.size > COLOURS
+            pixels = Pixels(images, size[0], size[1], mean_per_pixel, self.recipe.pad == "before-normalising")
+            largest = self.on_gpu.batch_size
         return compile_step(
             *(self.network, self.recipe, n),
             precision=self.precision,
-            size=(h, w),
+            stream=self.stored,
+            size=(size[0], size[1]),
             pixels=pixels,
-            largest_batch=self.on_gpu.batch_size,
+            largest_batch=largest,
             fold=self.fold,
         )
 
