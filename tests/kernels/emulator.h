@@ -331,6 +331,13 @@ inline uint32_t to_tf32(float value) {  // to the nearest, ties away from zero
   return std::isfinite(value) ? (bits + 0x1000u) & 0xffffe000u : bits;
 }
 
+// Tensor cores cut their float32 sums off (Fasi, Higham, Mikaitis, Pranesh: Numerical Behavior of NVIDIA Tensor Cores,
+// 2021); that they also align the addends with few digits more is left out here.
+inline float toward_zero(double value) {
+  const float near = (float)value;
+  return std::fabs(near) > std::fabs(value) ? std::nextafterf(near, 0.f) : near;
+}
+
 // d (16x8) += a (16xdepth) b (depthx8). `scatter` has put every lane's share of a and b in its place.
 inline void multiply(float (&d)[4], unsigned depth, int line) {
   Warp& w = warp();
@@ -339,7 +346,7 @@ inline void multiply(float (&d)[4], unsigned depth, int line) {
     const unsigned row = lane() / 4 + i / 2 * 8, column = lane() % 4 * 2 + i % 2;
     double sum = d[i];
     for (unsigned k = 0; k < depth; k++) sum += (double)w.a[row][k] * w.b[k][column];
-    d[i] = (float)sum;
+    d[i] = toward_zero(sum);
   }
   arrive_and_wait(w.barrier, w.live, -line);
 }

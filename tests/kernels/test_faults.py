@@ -73,11 +73,11 @@ FAULTS = [
         "halves of a exchanged",
         "conv in bf16",
         BF16,
-        "rows[row + 8][first + word],",
-        "rows[row][first + word],",
+        "rows[row + i % 2 * 8][",
+        "rows[row][",
     ),
     Fault(
-        "halves of b exchanged", "conv in tf32", TF32, "+ row][first + word + 4]};", "+ row][first + word]};"
+        "halves of b exchanged", "conv in tf32", TF32, "+ row][step * 8 + word + 4]};", "+ row][step * 8 + word]};"
     ),
     Fault(
         "low and high exchanged in a", "conv in bf16", BF16, "(values[0], values[1])", "(values[1], values[0])"

@@ -15,19 +15,29 @@ template <bool BF16> __device__ __forceinline__ unsigned make_word(float low, fl
 }
 
 // acc (16 x CHANNELS) += rows (16 x WORDS) columns^T (CHANNELS x WORDS), by one warp.
+//
+// A tensor core adds with its results cut off, not rounded: a long sum in its accumulator would creep towards zero.
+// So each tile's sum begins anew and is added to acc by an ordinary addition.
 template <int CHANNELS, bool BF16>
 __device__ __forceinline__ void multiply(float (&acc)[CHANNELS / 8][4], const unsigned (*rows)[PITCH],
                                          const unsigned (*columns)[PITCH]) {
+  constexpr int STEPS = WORDS / 8;
   const int row = threadIdx.x % 32 / 4, word = threadIdx.x % 4;
+  unsigned a[STEPS][4];
 #pragma unroll
-  for (int first = 0; first < WORDS; first += 8) {
-    const unsigned a[4] = {rows[row][first + word], rows[row + 8][first + word], rows[row][first + word + 4],
-                           rows[row + 8][first + word + 4]};
+  for (int step = 0; step < STEPS; step++)
 #pragma unroll
-    for (int j = 0; j < CHANNELS / 8; j++) {
-      const unsigned b[2] = {columns[j * 8 + row][first + word], columns[j * 8 + row][first + word + 4]};
-      if (BF16) mma_bf16(acc[j], a, b);
-      else mma_tf32(acc[j], a, b);
+    for (int i = 0; i < 4; i++) a[step][i] = rows[row + i % 2 * 8][step * 8 + word + i / 2 * 4];
+#pragma unroll
+  for (int j = 0; j < CHANNELS / 8; j++) {
+    float sum[4] = {};
+#pragma unroll
+    for (int step = 0; step < STEPS; step++) {
+      const unsigned b[2] = {columns[j * 8 + row][step * 8 + word], columns[j * 8 + row][step * 8 + word + 4]};
+      if (BF16) mma_bf16(sum, a[step], b);
+      else mma_tf32(sum, a[step], b);
     }
+#pragma unroll
+    for (int i = 0; i < 4; i++) acc[j][i] += sum[i];
   }
 }
