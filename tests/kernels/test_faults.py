@@ -77,7 +77,11 @@ FAULTS = [
         "rows[row][",
     ),
     Fault(
-        "halves of b exchanged", "conv in tf32", TF32, "+ row][step * 8 + word + 4]};", "+ row][step * 8 + word]};"
+        "halves of b exchanged",
+        "conv in tf32",
+        TF32,
+        "+ row][step * 8 + word + 4]};",
+        "+ row][step * 8 + word]};",
     ),
     Fault(
         "low and high exchanged in a", "conv in bf16", BF16, "(values[0], values[1])", "(values[1], values[0])"
