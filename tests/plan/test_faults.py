@@ -91,7 +91,7 @@ FAULTS = [
     Fault("splits overlap", WEIGHTS, "min(split.end, split.first + pixels_of_split)", "split.end"),
     Fault("every split is of the first group", WEIGHTS, "split.group * channels + at.channel", "at.channel"),
     Fault("the gradient's coefficients are of the first group", WEIGHTS, "split.group * out_channels +", "0 +"),
-    Fault("the last tile counts as a full one", CONV, "* min(full, pixels - i * full);", "* full;"),
+    Fault("the last tile counts as a full one", CONV, "min(full, pixels - i * full);", "full;"),
     Fault(
         "a sum over lanes is read too early", CONV, "[channel] = mine;\n  __syncthreads();", "[channel] = mine;"
     ),

@@ -1,6 +1,7 @@
 // What the blocks of a launch left behind, brought together in a fixed order: a tile's moments become a batch
 // norm's mean and deviation, a tile's sums its backward's coefficients. Sums of sums are in float64: there are few
-// of them. A block does it for ACROSS channels at a time, LANES threads for each.
+// of them. A block does it for ACROSS channels at a time (every network here has multiples of that), LANES threads
+// for each.
 //
 // Either a launch of its own does it (finish.cu), or whichever block of the launch before comes last: there is no
 // saying which block that is, but it adds up the same numbers in the same order. Where things lie is told by a
@@ -35,9 +36,12 @@ __device__ __forceinline__ double sum_lanes(double mine, double (*shared)[ACROSS
 }
 
 // A group's mean and variance of each channel from its tiles' means and sums of squared deviations, by the rule
-// that m2 of a union is the sum of all m2 plus the deviations of the tiles' means (moments.cuh, for many at once):
+// that m2 of a union is the sum of all m2 plus the deviations of the tiles' means (moments.cuh, for many at once).
+// The means are taken relative to the first of them, the pilot: what is left is of the size of the deviation, so
+// that one pass does, in float64, without a digit lost.
 //
-//     mean = sum count_i mean_i / count        m2 = sum (m2_i + count_i (mean_i - mean)^2)
+//     d_i = mean_i - pilot,  d = sum count_i d_i / count,  mean = pilot + d
+//     m2  = sum (m2_i + count_i d_i^2) - count d^2
 //
 // `norm` gets mean, rstd, gamma and beta side by side, as everybody reads them. Group 0 is folded into the running
 // statistics, the variance unbiased.
@@ -47,16 +51,19 @@ __device__ __forceinline__ void finish(const MomentsToFinish& m, const float2* p
   const int channels = m.channels, tiles = m.tiles, pixels = m.pixels_of_group, full = m.pixels_of_tile;
   for (int group = 0; group < m.groups; group++) {
     const float2* own = partial + group * tiles * channels + c;
+    const double pilot = __ldcg(own).x;
     double sum = 0, m2 = 0;
-    for (int i = lane; c < channels && i < tiles; i += LANES)
-      sum += (double)__ldcg(own + i * channels).x * min(full, pixels - i * full);
-    const double mean = sum_lanes(sum, shared) / pixels;
-    for (int i = lane; c < channels && i < tiles; i += LANES) {
+#pragma unroll 8
+    for (int i = lane; i < tiles; i += LANES) {
       const float2 tile = __ldcg(own + i * channels);
-      m2 += tile.y + (tile.x - mean) * (tile.x - mean) * min(full, pixels - i * full);
+      const double d = tile.x - pilot;
+      const int count = min(full, pixels - i * full);
+      sum += count * d;
+      m2 += tile.y + count * d * d;
     }
-    const double var = sum_lanes(m2, shared) / pixels;
-    if (lane != 0 || c >= channels) continue;
+    const double d = sum_lanes(sum, shared) / pixels, mean = pilot + d;
+    const double var = sum_lanes(m2, shared) / pixels - d * d;
+    if (lane != 0) continue;
     m.norm[group * channels + c] = {(float)mean, (float)(1 / sqrt(var + m.eps)), m.gamma[c], m.beta[c]};
     if (group != 0) continue;
     m.running_mean[c] += m.momentum * (mean - m.running_mean[c]);
@@ -78,7 +85,8 @@ __device__ __forceinline__ void finish(const SumsToFinish& s, const float2* part
   for (int group = 0; group < s.groups; group++) {
     const float2* own = partial + group * tiles * channels + c;
     double sum = 0, along = 0;
-    for (int i = lane; c < channels && i < tiles; i += LANES) {
+#pragma unroll 8
+    for (int i = lane; i < tiles; i += LANES) {
       const float2 tile = __ldcg(own + i * channels);
       sum += tile.x;
       along += tile.y;
@@ -87,13 +95,13 @@ __device__ __forceinline__ void finish(const SumsToFinish& s, const float2* part
     along = sum_lanes(along, shared);
     total += sum;
     total_along += along;
-    if (lane != 0 || c >= channels) continue;
+    if (lane != 0) continue;
     const float4 by = s.norm[group * channels + c];
     const double a = (double)by.z * by.y;
     s.affine[group * channels + c] = {(float)a, (float)(-a * by.y * along / s.pixels_of_group),
                                       (float)(-a * sum / s.pixels_of_group), by.x};
   }
-  if (lane != 0 || c >= channels) return;
+  if (lane != 0) return;
   s.dbeta[c] = (float)total;
   s.dgamma[c] = (float)total_along;
 }

@@ -20,6 +20,7 @@ __global__ void __launch_bounds__(THREADS, 2)
   const int end = min(split.end, split.first + pixels_of_split), depth = kernel * kernel * channels;
   const int first_row = blockIdx.y * P::ROWS, first_channel = blockIdx.z * CHANNELS, t = threadIdx.x;
 
+  __shared__ Pixel places[P::DEPTH];
   __shared__ __align__(16) typename P::Shared shared;
   const int my_row = t % ROW_QUADS * 4, my_column = t % QUADS * 4;
   const Depth at = locate_depth(first_row + my_row, channels, kernel);
@@ -31,12 +32,14 @@ __global__ void __launch_bounds__(THREADS, 2)
 
   P product;
   for (int first = split.first; first < end; first += P::DEPTH) {
+    if (t < P::DEPTH) places[t] = locate(first + t, out_height, out_width);
+    __syncthreads();
     for (int step = t / ROW_QUADS; step < STEPS; step += THREADS / ROW_QUADS) {
       float4 v[P::VALUES] = {};
 #pragma unroll
       for (int i = 0; i < P::VALUES; i++) {
         const int pixel = first + step * P::VALUES + i;
-        const int from = inside && pixel < end ? address(locate(pixel, out_height, out_width), at, g) : -1;
+        const int from = inside && pixel < end ? address(places[step * P::VALUES + i], at, g) : -1;
         if (from >= 0) v[i] = activated.read(from);
       }
       P::put_rows(shared.tiles, my_row, step, v);

@@ -22,7 +22,7 @@ struct Geometry {  // of one pass: x is what is read, whichever way the signal g
 // (out + border - tap) / stride, if that divides.
 __device__ __forceinline__ int source(bool gradient, int out, int tap, int border, int stride, int size) {
   int at = gradient ? out + border - tap : out * stride + tap - border;
-  if (gradient) {
+  if (gradient && stride > 1) {  // dividing takes long
     if (at % stride != 0) return -1;
     at /= stride;
   }
