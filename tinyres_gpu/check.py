@@ -3,6 +3,7 @@
     python -m tinyres_gpu.check                  what has no result yet
     python -m tinyres_gpu.check --only step      phases whose names contain a text
     python -m tinyres_gpu.check --again          everything anew
+    python -m tinyres_gpu.check --rehearse       everything at toy size: does it run? It measures nothing
     python -m tinyres_gpu.check --render         the table of docs/gpu.md, from all results; needs no GPU
 
 Every phase is a process of its own that has ten minutes. Its result is on the disk before the next one starts,
@@ -17,6 +18,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -27,12 +29,14 @@ from tinyres.errors import CommandLine, UserError, exit_with_one_sentence
 from tinyres.run_folder import write_file
 from tinyres_gpu.phases import ENVIRONMENT, PHASES, machine
 from tinyres_gpu.results import load, render, table
-from tinyres_gpu.setting import CHECKOUT, FULL, PhaseError, Skipped
+from tinyres_gpu.setting import CHECKOUT, FULL, REHEARSAL, PhaseError, Size, Skipped
 
 LIMIT = 600  # seconds of a phase
 
 
-def run_all(folder: Path, *, only: str = "", again: bool = False, limit: float = LIMIT) -> dict[str, Any]:
+def run_all(
+    folder: Path, *, only: str = "", again: bool = False, rehearse: bool = False, limit: float = LIMIT
+) -> dict[str, Any]:
     """Run the phases that have no good result and return all results of this card.
 
     Parameters
@@ -43,6 +47,8 @@ def run_all(folder: Path, *, only: str = "", again: bool = False, limit: float =
         Run phases whose names contain this.
     again : bool
         Run phases that have a result, too.
+    rehearse : bool
+        Run them at toy size.
     limit : float
         Seconds that a phase may take.
     """
@@ -55,7 +61,7 @@ def run_all(folder: Path, *, only: str = "", again: bool = False, limit: float =
         if only not in name or ("result" in results["phases"].get(name, {}) and not again):
             continue
         print(f"{name} ...", end=" ", flush=True)
-        found = run_in_a_process(name, limit)
+        found = run_in_a_process(name, limit, rehearse)
         print(found.get("failed") or found.get("skipped") or f"{found['seconds']:.0f} s", flush=True)
         results["phases"][name] = found
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,9 +69,11 @@ def run_all(folder: Path, *, only: str = "", again: bool = False, limit: float =
     return results
 
 
-def run_in_a_process(name: str, limit: float) -> dict[str, Any]:
+def run_in_a_process(name: str, limit: float, rehearse: bool = False) -> dict[str, Any]:
     """Run one phase in a process of its own and return what came out, or why nothing did."""
     command = [sys.executable, "-m", "tinyres_gpu.check", "--phase", name]
+    if rehearse:
+        command.append("--rehearse")
     begun = time.perf_counter()
     process = subprocess.Popen(
         command,
@@ -78,7 +86,7 @@ def run_in_a_process(name: str, limit: float) -> dict[str, Any]:
     found: dict[str, Any]
     try:
         out, err = process.communicate(timeout=limit)
-    except BaseException as error:  # the limit, or Ctrl-C
+    except BaseException as error:  # the limit, Ctrl-C, SIGTERM
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         if not isinstance(error, subprocess.TimeoutExpired):
@@ -92,7 +100,7 @@ def run_in_a_process(name: str, limit: float) -> dict[str, Any]:
     return {**found, "seconds": round(time.perf_counter() - begun, 1), "date": date.today().isoformat()}
 
 
-def run_here(name: str, size: Any = FULL) -> dict[str, Any]:
+def run_here(name: str, size: Size = FULL) -> dict[str, Any]:
     """Run one phase in this process."""
     try:
         return {"result": PHASES[name](size)}
@@ -112,6 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = CommandLine(prog="python -m tinyres_gpu.check", description=__doc__)
     parser.add_argument("--only", default="", metavar="TEXT", help="run phases whose names contain TEXT")
     parser.add_argument("--again", action="store_true", help="run also what has a result")
+    parser.add_argument("--rehearse", action="store_true", help="run at toy size, and keep no result")
     parser.add_argument("--render", action="store_true", help="write the table of docs/gpu.md and stop")
     parser.add_argument("--phase", help="run this phase here and print its result as JSON")
     flags = parser.parse_args(argv)
@@ -119,8 +128,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if flags.phase:
         if flags.phase not in PHASES:
             raise UserError(f"there is no phase {flags.phase!r}: choose one of {', '.join(PHASES)}.")
-        print(json.dumps(run_here(flags.phase)))
+        print(json.dumps(run_here(flags.phase, REHEARSAL if flags.rehearse else FULL)))
         return 0
+    if flags.rehearse:
+        with tempfile.TemporaryDirectory() as scratch:
+            return int(bool(failures(run_all(Path(scratch), only=flags.only, rehearse=True))))
     if not flags.render:
         results = run_all(folder, only=flags.only, again=flags.again)
         print(f"\n{table(results)}")
@@ -134,4 +146,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which raises, so that no phase is left behind
     exit_with_one_sentence(main)

@@ -107,11 +107,12 @@ def command(size: Size, depth: int, precision: str = "float32") -> dict[str, Any
     have_cifar = (data_folder() / "cifar-10-batches-bin").exists()
     data = "cifar10" if have_cifar else "shapes"
     iterations = size.long_run if depth == 20 else size.iterations
-    out = CHECKOUT / "runs" / "gpu-check" / f"resnet{depth}-{precision}-{data}"
+    depth = min(depth, size.deepest)
+    out = CHECKOUT / "runs" / "gpu-check" / f"resnet{depth}-{precision}-{data}-{iterations}"
     flags = {
         "--backend": "cupy",
         "--precision": precision,
-        "--depth": min(depth, size.deepest),
+        "--depth": depth,
         "--dataset": data,
         "--iterations": iterations,
         "--eval-every": iterations,

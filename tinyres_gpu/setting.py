@@ -32,7 +32,7 @@ class Skipped(Exception):
 
 @dataclass(frozen=True)
 class Size:
-    """How large everything is: `FULL` on a card, `TOY` in the tests."""
+    """How large everything is: `FULL` on a card, `REHEARSAL` there, too, and `TOY` in the tests."""
 
     batch_size: int
     steps: int  # measured, after as many as `warm_up`
@@ -51,6 +51,7 @@ class Size:
 
 FULL = Size(128, 20, 5, 1024, 8192, 10_000, 20, "", 10_000, 20, 100, 5000, "cuda")
 TOY = Size(2, 2, 1, 1, 16, 10, 1, "bn_relu", 8, 2, 2, 2, "cpu")
+REHEARSAL = replace(TOY, device="cuda")
 
 
 class Rung(NamedTuple):

@@ -1,7 +1,8 @@
 """Phases of `tinyres_gpu.check` that measure: the card's limits, a training step, its kernels, PyTorch.
 
-Times of a training step include drawing, cropping and flipping its mini-batch, and end when the loss has
-reached the host. What a phase is: `tinyres_gpu.correctness` says it.
+A training step is timed in the training loop, where the next one is under way before its loss is looked at, if
+the step can do that. It includes drawing, cropping and flipping its mini-batch. What a phase is:
+`tinyres_gpu.correctness` says it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 from tinyres.backends import get_backend
 from tinyres.errors import UserError
 from tinyres.networks import Network
+from tinyres.step import outcomes
 from tinyres_gpu.kernels import CUPY, layers, merges
 from tinyres_gpu.kernels.step import KernelStep
 from tinyres_gpu.profiling import RecordingDevice, Work, planned_work, time_work
@@ -167,23 +169,30 @@ def torch_step_time(size: Size, depth: int, mode: str, precision: str) -> dict[s
     labels = torch.randint(10, (size.batch_size,), device=size.device)
     network = torch.compile(model, mode="reduce-overhead") if mode == "compiled" else model
 
-    def step(t: int) -> float:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(size.device, torch.bfloat16, enabled=precision == "bfloat16"):
-            loss = torch.nn.functional.cross_entropy(network(images), labels)
-        loss.backward()
-        optimizer.step()
-        return float(loss.detach())
+    losses = {}
 
-    return {**_rates(_median_seconds(step, size), size), "torch": torch.__version__}
+    class Step:
+        def launch(self, t: int) -> None:
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(size.device, torch.bfloat16, enabled=precision == "bfloat16"):
+                loss = torch.nn.functional.cross_entropy(network(images), labels)
+            loss.backward()
+            optimizer.step()
+            losses[t] = loss.detach().clone()  # a graph writes the next one into the same memory
+
+        def result(self, t: int) -> tuple[float, int]:
+            return float(losses.pop(t)), 0
+
+    return {**_rates(_median_seconds(Step(), size), size), "torch": torch.__version__}
 
 
-def _median_seconds(step: Callable[[int], Any], size: Size) -> float:
+def _median_seconds(step: Any, size: Size) -> float:
+    """Return the time of a step in the training loop, the median."""
     taken = []
-    for t in range(size.warm_up + size.steps):
-        begun = time.perf_counter()
-        step(t)
-        taken.append(time.perf_counter() - begun)
+    before = time.perf_counter()
+    for _ in outcomes(step, 0, size.warm_up + size.steps, wants_state=lambda t: False):
+        taken.append(time.perf_counter() - before)
+        before = time.perf_counter()
     return median(taken[size.warm_up :])
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -141,7 +144,7 @@ def test_a_wrong_gradient_is_told(fake, monkeypatch) -> None:
 def test_results_are_kept_and_not_measured_twice(fake, monkeypatch, tmp_path, capsys) -> None:
     asked = []
 
-    def child(name, limit):
+    def child(name, limit, rehearse):
         asked.append(name)
         outcomes = {"tests": {"failed": "3 failed"}, "gradients": {"skipped": "no time"}}
         return {**outcomes.get(name, {"result": {"passed": 1}}), "seconds": 1.0}
@@ -165,7 +168,7 @@ def test_results_are_kept_and_not_measured_twice(fake, monkeypatch, tmp_path, ca
 
 
 def test_stopped_in_the_middle_it_has_what_came_before(fake, monkeypatch, tmp_path) -> None:
-    def child(name, limit):
+    def child(name, limit, rehearse):
         if name == "gradients":
             raise KeyboardInterrupt
         return {"result": {}, "seconds": 1.0}
@@ -194,6 +197,40 @@ def test_a_phase_is_a_process_with_a_limit(code, outcome, monkeypatch) -> None:
     found = run_in_a_process("tests", 1 if "sleep" in code else 60)
     assert outcome.items() <= found.items()
     assert found["seconds"] >= 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_end_it_ends_its_phase(number, monkeypatch) -> None:
+    """A scheduler's SIGTERM, or Ctrl-C, while a phase runs: nothing is left behind."""
+    start, started = subprocess.Popen, []
+
+    def begin(command, **options):
+        started.append(start([sys.executable, "-c", "import time; time.sleep(60)"], **options))
+        threading.Timer(0.5, os.kill, [os.getpid(), number]).start()
+        return started[0]
+
+    monkeypatch.setattr(check.subprocess, "Popen", begin)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        with pytest.raises((SystemExit, KeyboardInterrupt)):
+            run_in_a_process("tests", 60)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert started[0].wait(10) == -signal.SIGKILL
+
+
+def test_a_rehearsal_keeps_nothing(fake, monkeypatch, tmp_path, capsys) -> None:
+    sizes = []
+    monkeypatch.setattr(check, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(check, "run_here", lambda name, size: sizes.append(size) or {"result": {}})
+    monkeypatch.setattr(
+        check, "run_in_a_process", lambda name, limit, rehearse: {"result": {}, "seconds": float(rehearse)}
+    )
+    assert check.main(["--rehearse"]) == 0
+    assert capsys.readouterr().out.count("... 1 s\n") == len(PHASES)
+    assert not list(tmp_path.iterdir())
+    check.main(["--rehearse", "--phase", "tests"])
+    assert sizes[0].deepest == TOY.deepest
 
 
 def test_what_a_phase_reports(monkeypatch) -> None:
