@@ -8,7 +8,7 @@
 
 Every phase is a process of its own that has ten minutes. Its result is on the disk before the next one starts,
 so that a check that was stopped goes on where it was; what failed is tried again. Results lie in
-docs/results/gpu-<card>.json, with card, driver and versions; those of another version do not stand.
+docs/results/gpu-<card>.json, with card, driver and versions; those of other versions or kernels do not stand.
 """
 
 from __future__ import annotations

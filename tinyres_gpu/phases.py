@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,5 +76,16 @@ ENVIRONMENT = {name: {"CUPY_TF32": "1"} for name in _TF32}
 def machine() -> dict[str, Any]:
     """Say on what all this runs: what must be equal for an earlier result to stand."""
     cupy = get_backend("cupy-reference").xp
-    versions = {"tinyres": tinyres.__version__, "numpy": np.__version__}
+    versions = {
+        "tinyres": tinyres.__version__,
+        "numpy": np.__version__,
+        "source": digest(Path(__file__).parent),
+    }
     return {**describe_card(cupy), "python": platform.python_version(), **versions}
+
+
+def digest(folder: Path) -> str:
+    """Return a few letters that change when a source file of the kernels, or of what launches them, does."""
+    files = [path for name in ("kernels", "plan") for path in (folder / name).iterdir() if path.is_file()]
+    content = (f"{path.name}\0".encode() + path.read_bytes() for path in sorted(files))
+    return hashlib.sha256(b"\0".join(content)).hexdigest()[:8]

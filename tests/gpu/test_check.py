@@ -21,7 +21,7 @@ from tinyres.errors import UserError
 from tinyres.networks import build_network
 from tinyres_gpu import check, correctness, speed
 from tinyres_gpu.check import failures, run_all, run_here, run_in_a_process
-from tinyres_gpu.phases import ENVIRONMENT, PHASES
+from tinyres_gpu.phases import ENVIRONMENT, PHASES, digest
 from tinyres_gpu.results import BEGIN, END, NOTHING, load, render, table
 from tinyres_gpu.setting import RUNGS, TOY, PhaseError, Skipped
 
@@ -165,6 +165,17 @@ def test_results_are_kept_and_not_measured_twice(fake, monkeypatch, tmp_path, ca
     run_all(tmp_path, only="step of")
     assert len(asked) == 4 * len(RUNGS)
     assert load(tmp_path / "gpu-a-stand-in.json")["phases"].keys() == set(asked)  # other versions do not stand
+
+
+def test_results_of_other_kernels_do_not_stand(tmp_path) -> None:
+    for name in ("kernels", "plan"):
+        (tmp_path / name / "__pycache__").mkdir(parents=True)
+    found = [digest(tmp_path)]
+    for text in ("a", "b"):
+        (tmp_path / "kernels" / "conv.cu").write_text(text)
+        found.append(digest(tmp_path))
+    (tmp_path / "kernels" / "conv.cu").rename(tmp_path / "kernels" / "other.cu")
+    assert len({*found, digest(tmp_path)}) == 4
 
 
 def test_stopped_in_the_middle_it_has_what_came_before(fake, monkeypatch, tmp_path) -> None:

@@ -7,10 +7,11 @@ import pytest
 
 from tests.gpu.conftest import real_cupy
 from tests.kernels.tools import require_compiler
+from tinyres import ops
 from tinyres_gpu.correctness import kernels_against_the_textbook
 from tinyres_gpu.kernels import PRECISIONS
 from tinyres_gpu.kernels.loader import KERNELS
-from tinyres_gpu.oracle import Case, Disagreement, judge
+from tinyres_gpu.oracle import Case, Disagreement, away_from_kink, judge, numbers
 from tinyres_gpu.setting import TOY, PhaseError, Skipped
 
 UNREACHED = {"pool_gradient<16>", "pool_gradient<32>", "projection_sums<16>"}
@@ -34,6 +35,16 @@ def test_every_kernel_on_a_gpu(precision) -> None:
         kernels_against_the_textbook(TOY, precision)
     except Skipped as reason:
         pytest.skip(str(reason))
+
+
+def test_no_relu_hangs_by_a_thread() -> None:
+    x, gamma, beta = numbers(64, 3, 32, 32, offset=1.0), 1 + 0.1 * numbers(3), numbers(3, seed=1)
+
+    def nearest(x):
+        arguments = (a.astype(np.float64) for a in (x, gamma, beta))
+        return np.abs(ops.LAYERS["bn"].forward(*arguments, groups=2)[0]).min()
+
+    assert nearest(x) < 1e-4 < nearest(away_from_kink(x, gamma, beta, 2))
 
 
 X = np.linspace(0, 1, 100, dtype=np.float32)
