@@ -60,6 +60,7 @@ struct Fiber {
   unsigned number = 0;  // within the block
   dim3 index{};         // threadIdx
   bool done = false;
+  bool fenced = false, counted = false;  // since the last barrier: a fence, and an atomic addition with none behind
   std::vector<std::vector<Copy>> copies;  // asynchronous ones in flight: committed groups, the open one last
 };
 
@@ -151,6 +152,12 @@ inline void arrive_and_wait(Barrier& barrier, unsigned live, int line) {
   }
 }
 
+inline void wait_for_block(int line) {
+  if (current->counted) fail(line, "a thread counted itself in and no fence follows");
+  current->fenced = false;
+  arrive_and_wait(block.barrier, block.live, line);
+}
+
 inline void run_thread() {
   (*block.body)();
   current->done = true;
@@ -220,7 +227,7 @@ inline int run_blocks(dim3 grid, dim3 size, const std::function<void()>& body) {
       if (!fiber.stack) fiber.stack = (unsigned char*)aligned_alloc(16, STACK_BYTES);
       fiber.number = i;
       fiber.index = {i % size.x, i / size.x % size.y, i / size.x / size.y};
-      fiber.done = false;
+      fiber.done = fiber.fenced = fiber.counted = false;
       fiber.copies.assign(1, {});
       block.warps[i / WARP].live++;
       prepare(fiber, run_thread);
@@ -422,9 +429,11 @@ template <int groups_left> void copy_async_wait() {
 #define blockIdx (emulator::block.index)
 #define blockDim (emulator::block.size)
 #define gridDim (emulator::block.grid)
-#define __syncthreads() emulator::arrive_and_wait(emulator::block.barrier, emulator::block.live, __LINE__)
+#define __syncthreads() emulator::wait_for_block(__LINE__)
 #define __syncwarp() emulator::arrive_and_wait(emulator::warp().barrier, emulator::warp().live, __LINE__)
-#define __threadfence()  // blocks run one after another, so nobody notices where one is missing
+// Blocks run one after another, so nobody would notice a missing fence. So the pattern itself is demanded: a barrier,
+// a fence, the atomic addition, a fence, and a barrier.
+#define __threadfence() (emulator::current->fenced = true, emulator::current->counted = false)
 #define __ldcg(address) (*(address))
 template <class To, class From> To same_bits(From from) {
   To to;
@@ -434,7 +443,11 @@ template <class To, class From> To same_bits(From from) {
 }
 inline float __uint_as_float(unsigned bits) { return same_bits<float>(bits); }
 inline unsigned __float_as_uint(float value) { return same_bits<unsigned>(value); }
-inline int atomicAdd(int* address, int value) { return std::exchange(*address, *address + value); }
+inline int atomicAdd(int* address, int value, int line = __builtin_LINE()) {
+  if (!emulator::current->fenced) emulator::fail(line, "a thread counts itself in with no fence behind the barrier");
+  emulator::current->counted = true;
+  return std::exchange(*address, *address + value);
+}
 #define __shfl_xor_sync(mask, value, bits) emulator::shuffle(value, emulator::lane() ^ (bits), __LINE__)
 #define __shfl_down_sync(mask, value, by) \
   emulator::shuffle(value, emulator::lane() + (by) < 32 ? emulator::lane() + (by) : emulator::lane(), __LINE__)

@@ -107,23 +107,24 @@ __device__ __forceinline__ void finish(const SumsToFinish& s, const float2* part
 }
 
 // The end of a kernel whose blocks have left partial results of `channels` channels from `first_channel` on: the
-// last block of these channels to come here finishes them. Each block first makes what it wrote visible to all
-// (the fence), then counts itself in; whoever finds all others counted may read what they wrote. The count is put
-// back to zero for the next launch.
+// last block of these channels to come here finishes them. When all threads of a block have written (the barrier), one
+// of them makes that visible to all (the fence) and counts the block in; whoever finds all others counted may, behind
+// a fence again, read what they wrote. A fence must stand beside the counting, in the same thread: for the memory
+// model the two are one. The count is put back to zero for the next launch.
 template <class ToFinish>
 __device__ __forceinline__ void finish_if_last(const ToFinish* of, const float2* partial, int* arrivals,
                                                int first_channel, int channels) {
   __shared__ double shared[LANES][ACROSS];
   __shared__ bool last;
   if (!of) return;
-  __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
+    __threadfence();
     last = atomicAdd(arrivals + blockIdx.y, 1) == gridDim.x - 1;
+    __threadfence();
     if (last) arrivals[blockIdx.y] = 0;
   }
   __syncthreads();
   if (!last) return;
-  __threadfence();
   for (int c = first_channel; c < first_channel + channels; c += ACROSS) finish(*of, partial, c, shared);
 }
