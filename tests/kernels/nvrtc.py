@@ -13,6 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+CUPYS_OPTIONS = (b"-std=c++17", b"-ftz=true", b"--device-as-default-execution-space")
+"""Ours, and what CuPy adds to them."""
+
 
 class Resources(NamedTuple):
     """What a thread of a kernel needs."""
@@ -66,7 +69,7 @@ def compile_for(code: str, name_expressions: Sequence[str], architecture: str) -
     try:
         for name in name_expressions:
             nvrtc.nvrtcAddNameExpression(program, name.encode())
-        options = [f"-arch={architecture}".encode(), b"-std=c++17", b"--ptxas-options=-v"]
+        options = [f"-arch={architecture}".encode(), *CUPYS_OPTIONS, b"--ptxas-options=-v"]
         failed = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
         size = ctypes.c_size_t()
         nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
