@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar, cast
 import numpy as np
 from threadpoolctl import threadpool_info
 
-from tinyres.contract import TENSORS
+from tinyres.contract import STREAMS, TENSORS
 from tinyres.errors import UserError
 from tinyres.merges import FIGURE_2
 from tinyres.networks import LAYERS_PER_UNIT, OPTIONS, STRIDES_ON, Network, build_network
@@ -89,6 +89,9 @@ class Config:
         "how", "numpy", "numpy, cupy (NVIDIA GPUs), or their textbook: reference, cupy-reference"
     )
     precision: str = _option("how", "float32", f"{', '.join(TENSORS)}; tf32 and bf16 with --backend cupy")
+    stream: str = _option(
+        "how", "float32", f"what the residual stream is stored in: {', '.join(STREAMS)}, with --precision bf16"
+    )
     data_dir: str | None = _option("how", None, "the folder that holds cifar-10-batches-bin and the like")
     replicas: int = _option("how", 0, "most processes to share a training step; 0: one for each core")
     eval_every: int = _option("how", 400, "iterations between two looks at the test set")
@@ -109,6 +112,8 @@ class Config:
                 raise UserError(f"{name} must be a finite number, not {value!r}.")
         if self.precision not in TENSORS:
             raise UserError(f"precision must be one of {', '.join(TENSORS)}, not {self.precision!r}.")
+        if self.stream not in STREAMS:
+            raise UserError(f"stream must be one of {', '.join(STREAMS)}, not {self.stream!r}.")
 
     @property
     def dtype(self) -> np.dtype[Any]:

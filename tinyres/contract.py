@@ -14,8 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 TENSORS = {"float32": "float32", "tf32": "float32", "bf16": "float32", "float64": "float64"}
-"""What parameters and signals are kept in, by the words of ``--precision``: tf32 and bf16 round the operands
-of convolutions on their way into the multiplier and nothing else."""
+"""What parameters and the pairs' signals are kept in, by the words of ``--precision``: tf32 and bf16 round the
+operands of convolutions on their way into the multiplier and nothing else. (A planned step on a GPU stores its
+signals itself.)"""
+
+
+STREAMS = ("float32", "bf16", "fp16")
+"""What a planned step on a GPU may store the residual stream in, by the words of ``--stream``."""
 
 
 class Pair(NamedTuple):

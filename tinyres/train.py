@@ -124,6 +124,8 @@ def train(
         On Ctrl-C, after the step was finished and saved. A second Ctrl-C does not wait.
     """
     out = Path(out)
+    if config.stream != "float32" and config.precision != "bf16":
+        raise UserError(f"a stream of {config.stream} needs --precision bf16, not {config.precision}.")
     backend = get_backend(config.backend, config.precision)
     config = replace(config.resolved(), pairs=backend.pairs, device=backend.device)
     _check_run(config, out, resume)  # again when the folder is ours; here it comes before the data
@@ -154,6 +156,7 @@ def train(
             dtype=config.dtype,
             seed=config.seed,
             replicas=config.replicas,
+            **({"stored": config.stream} if config.stream != "float32" else {}),
         )
         try:
             why = f" ({step.why})" if step.why else ""

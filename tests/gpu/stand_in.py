@@ -201,6 +201,10 @@ class Event:
         """Wait for it."""
 
 
+WAITED: list[Event] = []
+"""The events that streams were told to wait for."""
+
+
 class Graph:
     """What was captured: launches with their arguments, which hold on to no memory on a real GPU."""
 
@@ -244,6 +248,16 @@ class Stream:
             launch()
         else:
             self.captured.append(launch)
+
+    def record(self, event: Any = None) -> Event:
+        """Mark the point that it has come to."""
+        _refuse_in_capture("an event")
+        return Event()
+
+    def wait_event(self, event: Event) -> None:
+        """Go on when the event's stream has come to it."""
+        assert isinstance(event, Event)
+        WAITED.append(event)
 
     def synchronize(self) -> None:
         """Wait for everything in it."""

@@ -8,15 +8,25 @@ import numpy as np
 import pytest
 
 from tests.fast.test_step import random_state
-from tests.gpu.stand_in import TRANSFERS, CUDARuntimeError, OutOfMemoryError, Stream, installed, stand_in
+from tests.gpu.stand_in import (
+    TRANSFERS,
+    WAITED,
+    CUDARuntimeError,
+    OutOfMemoryError,
+    Stream,
+    installed,
+    stand_in,
+)
 from tests.kernels.tools import require_compiler
 from tests.plan.tools import GROUPED, planned
 from tests.toy_run import toy_data
 from tinyres.backends import get_backend
+from tinyres.config import Config
 from tinyres.data import Batches
 from tinyres.errors import UserError
 from tinyres.networks import build_network
 from tinyres.recipes import PAPER, TORCH_PORT
+from tinyres.train import train
 from tinyres_gpu.plan.launches import verify
 
 pytestmark = require_compiler
@@ -28,7 +38,7 @@ def cupy():
         yield module
 
 
-def on_gpu(cupy, recipe=GROUPED, batch_size=6, network=None, **options):
+def on_gpu(cupy, recipe=GROUPED, batch_size=6, network=None, precision="float32", **options):
     """Return the backend's step with the data set on the stand-in, and the same step without a stream."""
     network = network or build_network(8)
     training, _ = toy_data()
@@ -38,9 +48,9 @@ def on_gpu(cupy, recipe=GROUPED, batch_size=6, network=None, **options):
         Batches(training, recipe, seed=3, batch_size=batch_size, dtype=np.float32, xp=xp) for xp in (cupy, np)
     )
     state = random_state(network, recipe, np.float32)
-    backend = get_backend("cupy", **options)
-    step = backend.make_step(network, recipe, batches, state, iterations=20)
-    return step, planned(network, recipe, batches=plain, state=state, iterations=20, **options)
+    options["iterations"] = 20
+    step = get_backend("cupy", precision).make_step(network, recipe, batches, state, **options)
+    return step, planned(network, recipe, batches=plain, state=state, precision=precision, **options)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
@@ -73,6 +83,24 @@ def test_between_two_fillings_nothing_is_carried_to_the_gpu_and_two_numbers_back
     assert not TRANSFERS
     step.result(3)
     assert TRANSFERS == ["to host"]
+
+
+def test_a_result_is_waited_for_by_its_own_event_on_a_stream_of_its_own(cupy, monkeypatch):
+    """On the stream of the launches a copy would come behind whatever was launched since."""
+    step, other = on_gpu(cupy)
+    streams = []
+    to_host = type(step.backend).to_host
+    monkeypatch.setattr(
+        type(step.backend), "to_host", lambda self, x: streams.append(Stream.current) or to_host(self, x)
+    )
+    for t in range(3):
+        step.launch(t)
+    WAITED.clear()
+    found = step.result(1)
+    assert [step.reader] == streams
+    assert [step.finished[1]] == WAITED
+    other(0)
+    assert other(1) == found
 
 
 def test_loading_a_state_reaches_the_graph(cupy):
@@ -133,6 +161,19 @@ def test_what_has_no_plan_is_composed_and_says_so(cupy):
     step = get_backend("cupy").make_step(network, PAPER, batches, state, iterations=4)
     assert step.kind == "composed"
     assert "dropout" in step.why
+
+
+def test_a_stream_of_16_bits_is_for_plans_of_bfloat16(cupy):
+    step, other = on_gpu(cupy, precision="bf16", stored="fp16")
+    assert [step(t) for t in range(3)] == [other(t) for t in range(3)]
+    dtypes = {program.arrays["conv1.y"].dtype for program, _ in step.runners.values()}
+    assert dtypes == {np.dtype(np.float16)}
+    with pytest.raises(UserError, match="use --precision bf16"):
+        on_gpu(cupy, precision="tf32", stored="fp16")
+    with pytest.raises(UserError, match="needs --precision bf16, not float32"):
+        train(Config(dataset="shapes", backend="cupy", stream="fp16"), "nowhere")
+    with pytest.raises(UserError, match="only a plan stores the stream in fp16: use --stream float32"):
+        on_gpu(cupy, network=build_network(8, shortcut="dropout"), precision="bf16", stored="fp16")
 
 
 def test_too_little_memory_says_what_would_fit(cupy, monkeypatch):

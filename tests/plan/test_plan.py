@@ -77,6 +77,7 @@ def test_what_has_no_plan_says_why():
         with pytest.raises(ValueError, match=why):
             compile_step(network, PAPER, 4)
     assert "classes" in why_not(build_network(8, classes=2000))
+    assert "4 must divide" in why_not(build_network(8), (32, 30))
     assert not any(why_not(build(name)) for name in NETWORKS)
 
 

@@ -20,7 +20,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from tinyres.chain import BatchNorm, Conv, Subsample
-from tinyres.networks import Network
+from tinyres.errors import UserError
+from tinyres.networks import IMAGE_SIZE, Network
 from tinyres.recipes import Recipe
 from tinyres.units import ResidualUnit
 from tinyres_gpu.kernels.loader import LARGEST
@@ -34,8 +35,8 @@ UNITS = ("preactivation", "original")
 CLASSES = 1024  # that the kernel `classify` has room for
 
 
-def why_not(network: Network) -> str:
-    """Say why there is no plan for a network; nothing if there is one.
+def why_not(network: Network, size: tuple[int, int] = (IMAGE_SIZE, IMAGE_SIZE)) -> str:
+    """Say why there is no plan for a network on images of this height and width; nothing if there is one.
 
     Examples
     --------
@@ -53,6 +54,8 @@ def why_not(network: Network) -> str:
         return "no plan for a shortcut that reads what is not activated"
     if network.classes > CLASSES:
         return f"no plan for more than {CLASSES} classes"
+    if any(pixels % 4 for pixels in size):
+        return f"no plan for images of {size[0]} x {size[1]} pixels: 4 must divide both"
     return ""
 
 
@@ -61,7 +64,6 @@ class Kept(NamedTuple):
 
     unit: ResidualUnit
     convs: list[tuple[Conv, Signal, Norm]]  # with what each read, and the batch norm behind which that lies
-    norm: Norm | None  # that closes an original unit's branch
     projection: tuple[Conv, Norm | None] | None
 
 
@@ -82,7 +84,7 @@ def compile_step(
     Parameters
     ----------
     network : Network
-        One that `why_not` has nothing against.
+        One that `why_not` has nothing against, with `size`.
     recipe : Recipe
         Groups of batch norm, momentum, weight decay.
     batch_size : int
@@ -103,11 +105,11 @@ def compile_step(
     Raises
     ------
     ValueError
-        If there is no plan for this network, or a tensor has more numbers than kernels can count.
+        If there is no plan for this network.
     UserError
-        If there is no such stream, or not with this precision.
+        If a tensor has more numbers than kernels can count, or there is no such stream with this precision.
     """
-    if why := why_not(network):
+    if why := why_not(network, size):
         raise ValueError(why)
     storage = get_storage(precision, stream)
     emitter = Emitter(batch_size, recipe.groups(batch_size), precision, storage, recipe)
@@ -123,7 +125,9 @@ def compile_step(
     plan = Plan(batch_size, precision, launches, () if pixels else (images, emitter.labels))
     largest = max(plan.buffers.values(), key=lambda buffer: buffer.size if not buffer.permanent else 0)
     if largest.size > LARGEST:
-        raise ValueError(f"{largest.name} has {largest.size} numbers, more than kernels can count")
+        raise UserError(
+            f"a tensor of {largest.size} numbers is too large for the kernels: use a smaller mini-batch."
+        )
     return plan
 
 
@@ -182,7 +186,7 @@ class _Compiler:
             convs.append((conv, source, norm))
             ends = len(convs) == len(norms)
             feature = emit.conv(conv, source, shortcut if ends else None, stream=ends)
-        return feature, Kept(unit, convs, None, projection)
+        return feature, Kept(unit, convs, projection)
 
     def preactivation_backward(self, kept: Kept, arriving: Arriving) -> Arriving:
         """Emit the gradient at x from the one at x'."""
@@ -223,7 +227,7 @@ class _Compiler:
             case _:
                 shortcut = Shortcut(x)
         y = emit.join(unit.name, behind, shortcut)
-        return Signal(y), replace(behind, gate=y), Kept(unit, convs, behind, projection)
+        return Signal(y), replace(behind, gate=y), Kept(unit, convs, projection)
 
     def original_backward(self, kept: Kept, arriving: Arriving) -> Arriving:
         """Emit the gradient at the feature behind x from `arriving`, the one at the feature behind x'."""

@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike
 from tinyres.array import Array
 from tinyres.contract import Backend
 from tinyres.data import Batches
+from tinyres.errors import UserError
 from tinyres.memory import Need
 from tinyres.networks import Network
 from tinyres.recipes import Recipe
@@ -25,6 +26,7 @@ from tinyres_gpu.plan.launches import Plan
 from tinyres_gpu.plan.layout import COLOURS, from_plan, to_plan
 from tinyres_gpu.plan.program import Program
 from tinyres_gpu.plan.schedule import Schedule
+from tinyres_gpu.plan.storage import get_storage
 
 VELOCITY = "optimizer.velocity."
 
@@ -101,7 +103,10 @@ class PlannedStep:
         self.inference: Any = None  # with a copy of the present parameters
         self.runners: dict[tuple[int, ...], tuple[Program, Runner]] = {}
         self.schedule = Schedule(recipe, iterations, self.on_gpu, self._upload)
-        if stream:  # what others have begun, such as the copy of the data set, is not waited for by this stream
+        if stream:
+            self.reader = device.xp.cuda.Stream(non_blocking=True)  # looks at results while `stream` works on
+            self.finished: dict[int, Any] = {}  # row of the tables -> event
+            # What others have begun, such as the copy of the data set, is not waited for by these streams.
             device.xp.cuda.runtime.deviceSynchronize()
         size = 3 * sum(value.nbytes for value in state.values())
         need = Need(f"the parameters of ResNet-{network.depth}", size)
@@ -138,12 +143,25 @@ class PlannedStep:
                 program.arrays["labels"][...] = xp.asarray(labels, dtype=np.int32)
             self.schedule.prepare(t)
             runner.run()
+            if self.stream:
+                self.finished[self.schedule.row(t)] = self.stream.record()
         self.schedule.look_ahead()
 
     def result(self, t: int) -> tuple[float, int]:
-        """Wait for iteration t, one of the last, and return its summed loss and number of errors."""
-        with self._streaming():
-            loss, errors = self.backend.to_host(self.arrays["schedule.results"][self.schedule.row(t)])
+        """Wait for iteration t, one of the last, and return its summed loss and number of errors.
+
+        What was launched after it is not waited for.
+
+        Raises
+        ------
+        KeyError
+            If that iteration was not among the last 128.
+        """
+        row = self.schedule.row(t)
+        if self.stream:
+            self.reader.wait_event(self.finished[row])
+        with self.reader if self.stream else nullcontext():
+            loss, errors = self.backend.to_host(self.arrays["schedule.results"][row])
         return float(loss), int(errors)
 
     def infer(self, images: Array) -> Array:
@@ -261,6 +279,7 @@ def make_step(
     state: Mapping[str, Array],
     *,
     precision: str = "float32",
+    stored: str = "float32",
     **options: Any,
 ) -> PlannedStep | ComposedKernelStep:
     """Return a training step on the GPU that CuPy uses: planned where a plan can be made, else composed.
@@ -271,15 +290,27 @@ def make_step(
         Those of `tinyres.step.ComposedStep`.
     precision : {"float32", "tf32", "bf16"}
         What convolutions round their operands to; the backend's pairs do so as well.
+    stored : {"float32", "bf16", "fp16"}
+        What the residual stream is stored in.
 
     Returns
     -------
     PlannedStep or ComposedKernelStep
         Its attributes `kind` and `why` say which and why.
+
+    Raises
+    ------
+    UserError
+        If only a plan could store the stream like that, and there is none.
     """
-    if why := why_not(network):
+    get_storage(precision, stored)
+    images = batches.images if isinstance(batches, Batches) else batches(0)[0]
+    if why := why_not(network, images.shape[2:]):
+        if stored != "float32":
+            raise UserError(f"{why}, and only a plan stores the stream in {stored}: use --stream float32.")
         step = ComposedKernelStep(backend, network, recipe, batches, state, **options)
         step.why = why
         return step
     stream = backend.xp.cuda.Stream(non_blocking=True)
-    return PlannedStep(backend, network, recipe, batches, state, precision=precision, stream=stream, **options)
+    options |= {"precision": precision, "stored": stored, "stream": stream}
+    return PlannedStep(backend, network, recipe, batches, state, **options)
