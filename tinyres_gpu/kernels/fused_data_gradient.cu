@@ -48,7 +48,8 @@ __global__ void __launch_bounds__(THREADS, 2)
     return v;
   };
   if (norm) {
-    pass_gate<CHANNELS>(t, norm, gate, t_format, dx, dx_format, sums, tile, P::ROWS, first_channel, out_channels, reduced, gradient);
+    pass_gate<CHANNELS>(t, norm, gate, t_format, dx, dx_format, sums, tile, P::ROWS, first_channel, out_channels,
+                        reduced, gradient);
     finish_if_last(to_finish, sums, arrivals, first_channel, CHANNELS);
     return;
   }

@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(THREADS, 2)
   }
   product.write(shared.outputs);
   __syncthreads();
+  float* mine = partial + (long long)blockIdx.x * depth * out_channels;
   for (int i = t / QUADS; i < P::ROWS && first_row + i < depth; i += THREADS / QUADS)
-    store(partial + (long long)blockIdx.x * depth * out_channels, (first_row + i) * out_channels + first_channel + my_column,
-          load(shared.outputs[i], my_column));
+    store(mine, (first_row + i) * out_channels + first_channel + my_column, load(shared.outputs[i], my_column));
 }

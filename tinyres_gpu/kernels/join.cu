@@ -17,8 +17,9 @@ __global__ void join(const Stored* t, const float4* norm, const Stored* shortcut
 // The two sums of a second batch norm that gets the same gradient dz: the projection's, in a unit with option B.
 template <int CHANNELS>
 __global__ void __launch_bounds__(THREADS, 2)
-    projection_sums(const Stored* dz, int dz_format, const Stored* t, int t_format, const float4* norm, float2* partial, int images,
-                    int images_per_group, int pixels, int channels, int rows, const SumsToFinish* to_finish, int* arrivals) {
+    projection_sums(const Stored* dz, int dz_format, const Stored* t, int t_format, const float4* norm,
+                    float2* partial, int images, int images_per_group, int pixels, int channels, int rows,
+                    const SumsToFinish* to_finish, int* arrivals) {
   constexpr int QUADS = CHANNELS / 4;
   __shared__ float4 reduced[THREADS / 32][QUADS];
   const Tile tile = find_tile(rows, images, images_per_group, pixels);

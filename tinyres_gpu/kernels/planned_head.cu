@@ -1,8 +1,8 @@
 // The end of a planned step: pooling of the last activation, classifier and loss, and the way back to that activation.
 
 // y[n, c] = the mean over pixels of relu(bn(x)), a thread for four channels of an image.
-__global__ void pool(const Stored* x, int format, const float4* norm, float* y, int images_per_group, int pixels, int channels,
-                     int quads) {
+__global__ void pool(const Stored* x, int format, const float4* norm, float* y, int images_per_group, int pixels,
+                     int channels, int quads) {
   const int i = blockIdx.x * THREADS + threadIdx.x;
   if (i >= quads) return;
   const int image = i / (channels / 4), c = i % (channels / 4) * 4;
@@ -85,7 +85,10 @@ __global__ void __launch_bounds__(THREADS, 2)
                   int* arrivals) {
   __shared__ float4 reduced[THREADS / 32][CHANNELS / 4];
   const Tile tile = find_tile(rows, images, images_per_group, pixels);
-  pass_gate<CHANNELS>(t, norm, gate, t_format, dz, dz_format, sums, tile, rows, blockIdx.y * CHANNELS, channels, reduced,
-                      [&](int i, int c) { return load(dpooled, (tile.first + i) / pixels * channels + c) * (1.f / pixels); });
+  const auto gradient = [&](int i, int c) {
+    return load(dpooled, (tile.first + i) / pixels * channels + c) * (1.f / pixels);
+  };
+  pass_gate<CHANNELS>(t, norm, gate, t_format, dz, dz_format, sums, tile, rows, blockIdx.y * CHANNELS, channels,
+                      reduced, gradient);
   finish_if_last(to_finish, sums, arrivals, blockIdx.y * CHANNELS, CHANNELS);
 }

@@ -4,7 +4,7 @@
 // Weights lie as (kernel, kernel, C_in, C_out), so that neighbouring threads read neighbouring weights in both
 // directions: along C_out forward, along the sum (which is C_out then) for the gradient.
 
-template <int CHANNELS, bool GRADIENT>
+template <bool GRADIENT>
 __device__ __forceinline__ float4 load_weights(const float* w, const Depth& k, int depth, int out, const Geometry& g) {
   if (GRADIENT)
     return load(w, ((k.tap_row * g.kernel + k.tap_column) * g.out_channels + out) * g.channels + k.channel);
@@ -37,8 +37,7 @@ __device__ __forceinline__ void multiply_windows(P& product, typename P::Tiles& 
       const int own_k = first_k + q * 4;
       float4 v = {0, 0, 0, 0};
       if (own_k < depth)
-        v = load_weights<CHANNELS, GRADIENT>(w, locate_depth(own_k, g.channels, g.kernel), own_k,
-                                             first_channel + column, g);
+        v = load_weights<GRADIENT>(w, locate_depth(own_k, g.channels, g.kernel), own_k, first_channel + column, g);
       P::put_column(tiles, column, q, v);
     }
     __syncthreads();
