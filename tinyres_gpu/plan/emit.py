@@ -26,12 +26,10 @@ from tinyres_gpu.plan.storage import FORMATS, Storage
 
 ARITHMETIC = {"float32": "Float32", "tf32": "Tf32", "bf16": "Bf16"}
 ELEMENTS = 1024  # of a parameter that a block sums or updates, as in finish.cu and update.cu
-BLOCKS = (
-    264  # that a weight gradient is split into: two for each processor of an H100, and a good many elsewhere
-)
-SUMMED_TOGETHER = (
-    32 << 20
-)  # bytes of splits; they are still in the L2 cache of a large card when they are added up
+BLOCKS = 264
+"""That a weight gradient is split into: two for each processor of an H100, and a good many elsewhere."""
+SUMMED_TOGETHER = 32 << 20
+"""Bytes of splits: they are still in the L2 cache of a large card when they are added up."""
 
 ACROSS = 16  # channels that a block finishes, as in finish.cu
 STEP, SHORTEST_SPLIT = 32, 256  # pixels of a weight gradient's split: a multiple, and the least

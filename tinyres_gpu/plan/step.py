@@ -22,7 +22,7 @@ from tinyres_gpu.kernels.step import KernelStep
 from tinyres_gpu.plan.compile import compile_step, why_not
 from tinyres_gpu.plan.emit import Pixels
 from tinyres_gpu.plan.graph import Replay
-from tinyres_gpu.plan.launches import Plan
+from tinyres_gpu.plan.launches import Buffer, Plan
 from tinyres_gpu.plan.layout import COLOURS, from_plan, to_plan
 from tinyres_gpu.plan.program import Program
 from tinyres_gpu.plan.schedule import Schedule
@@ -234,25 +234,25 @@ class PlannedStep:
 
     def _program(self, plan: Plan) -> Program:
         """Bind a plan to memory: what is there already, and what it needs besides."""
-        xp = self.device.xp
         for buffer in plan.permanent:
             if buffer.name not in self.arrays:
-                self.arrays[buffer.name] = self._data(buffer.name, xp.zeros(buffer.shape, buffer.dtype))
+                self.arrays[buffer.name] = self._permanent(buffer)
         if self.arena is None or self.arena.nbytes < plan.placement.size:
             self.arena = self.device.empty(plan.placement.size // 4)  # programs that have the old one keep it
         return Program(plan, self.device, self.arena, self.arrays)
 
-    def _data(self, name: str, otherwise: Array) -> Array:
-        """Return the data set's array of a name, where it is one of them."""
-        if self.on_gpu is None or not name.startswith("data."):
-            return otherwise
+    def _permanent(self, buffer: Buffer) -> Array:
+        """Return the array of a permanent buffer: the data set's own, or zeros."""
         of = self.on_gpu
+        if of is None or not buffer.name.startswith("data."):
+            zeros: Array = self.device.xp.zeros(buffer.shape, buffer.dtype)
+            return zeros
         found: Array = {
             "data.images": of.images,
             "data.labels": of.labels,
             "data.mean": of.normalisation.mean,
             "data.std": of.normalisation.std,
-        }[name]
+        }[buffer.name]
         return found
 
 
