@@ -106,12 +106,14 @@ def measured_bandwidth(cupy: Any, size: int = COPIED) -> float:
 def torch_side(side: str, depth: int, batch_size: int, precision: str, device: str) -> Side:
     """Return a training step of PyTorch: eager, eager in channels_last, or compiled with CUDA graphs."""
     import torch
-    from benchmark_side import torch_network
+    from torch_network import ResNet
+
+    from tinyres.networks import build_network
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.benchmark = True
     layout = torch.contiguous_format if side == "torch" else torch.channels_last
-    model = torch_network(depth).to(device, memory_format=layout).train()
+    model = ResNet(build_network(depth)).to(device, memory_format=layout).train()
     network: Any = torch.compile(model, mode="reduce-overhead") if side == "torch-compiled" else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, fused=True)
     images = torch.randn(batch_size, 3, 32, 32, device=device).contiguous(memory_format=layout)

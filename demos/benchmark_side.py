@@ -89,10 +89,13 @@ def tinyres_step(backend: Any, depth: int, batch_size: int) -> tuple[Any, str]:
 def torch_step(depth: int, batch_size: int, cores: int, memory_format: str) -> tuple[Callable[[int], Any], str]:
     """Return a training step of the same network in PyTorch."""
     import torch
+    from torch_network import ResNet
+
+    from tinyres.networks import build_network
 
     torch.set_num_threads(cores)
     layout = getattr(torch, memory_format)
-    network = torch_network(depth).to(memory_format=layout).train()
+    network = ResNet(build_network(depth)).to(memory_format=layout).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
     images = torch.randn(batch_size, 3, 32, 32).contiguous(memory_format=layout)
     labels = torch.randint(0, 10, (batch_size,))
@@ -105,20 +108,6 @@ def torch_step(depth: int, batch_size: int, cores: int, memory_format: str) -> t
         return float(loss.detach())
 
     return step, f"PyTorch {torch.__version__}, {memory_format}"
-
-
-def torch_network(depth: int) -> Any:
-    """Return the same network in PyTorch, with PyTorch's own batch norm: one group."""
-    import torch
-    from torch_network import GroupedBatchNorm, ResNet
-
-    from tinyres.networks import build_network
-
-    network = ResNet(build_network(depth))
-    for module in network.modules():
-        if isinstance(module, GroupedBatchNorm):
-            module.__class__ = torch.nn.BatchNorm2d
-    return network
 
 
 def gemm_rate() -> float:

@@ -24,7 +24,7 @@ class GroupedBatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise (N, C, H, W); running statistics follow the first group."""
-        if not self.training:
+        if not self.training or self.groups == 1:
             return super().forward(x)
         first, *others = x.chunk(self.groups)
         parts = [super().forward(first)]
