@@ -21,12 +21,14 @@ that a planned step moves, these as a share of what the card copies in the time 
 memory held.
 
 --out gets the tables, JSON and a bar chart, after each line anew, and what an earlier call found on the same
-machine stays in them, so that a long benchmark can be taken in parts.
+machine stays in them, so that a long benchmark can be taken in parts. Results of another machine, or of the
+other backend, are never mixed with them.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -41,9 +43,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from benchmark_side import family
 
+from tinyres.backends import get_backend
 from tinyres.errors import CommandLine, UserError, exit_with_one_sentence
 from tinyres.networks import build_network
 from tinyres.run_folder import write_file
+from tinyres_gpu.device import describe_card
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 TUNED = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_"), str(1 << 30))
@@ -121,6 +125,7 @@ class Memory:
 class OnCpu:
     """The benchmark on the cores of this machine."""
 
+    backend = "numpy"
     sides = ("tinyres", "torch", "torch-tuned", "reference")
     against = "torch,torch-tuned"
     columns = (
@@ -135,6 +140,11 @@ class OnCpu:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
+
+    @staticmethod
+    def device() -> Row:
+        """Say what computes besides the processor: nothing."""
+        return {}
 
     def places(self) -> list[str]:
         """Return where the sides are compared: on so many cores."""
@@ -174,6 +184,7 @@ class OnCpu:
 class OnGpu:
     """The benchmark on the GPU that CuPy and PyTorch find."""
 
+    backend = "cupy"
     sides = ("tinyres", "torch", "torch-channels-last", "torch-compiled", "reference")
     against = "torch,torch-channels-last,torch-compiled"
     columns = (
@@ -188,6 +199,11 @@ class OnGpu:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
+
+    @staticmethod
+    def device() -> Row:
+        """Say what computes besides the processor: the card, with its driver and CuPy."""
+        return describe_card(get_backend("cupy-reference").xp)
 
     def places(self) -> list[str]:
         """Return in what the sides are compared: a precision."""
@@ -212,7 +228,7 @@ class OnGpu:
         return {name: known[name] for name in ("bytes", "launches")} | {"share_of_bandwidth": share}
 
 
-BENCHMARKS = {"numpy": OnCpu, "cupy": OnGpu}
+BENCHMARKS = {which.backend: which for which in (OnCpu, OnGpu)}
 
 
 def compare(
@@ -307,16 +323,28 @@ def draw(rows: Sequence[Row], sides: Sequence[str], path: Path) -> None:
 
 
 class Report:
-    """The files in --out."""
+    """The files in --out.
+
+    Raises
+    ------
+    UserError
+        If they tell of another machine or backend, or cannot be read.
+    """
 
     def __init__(self, folder: Path, benchmark: type[OnCpu] | type[OnGpu]) -> None:
         self.folder, self.benchmark = folder, benchmark
-        self.values: Row = {"machine": machine(), "commands": [], "rows": [], "ops": {}}
+        here = machine() | {"backend": benchmark.backend} | benchmark.device()
+        self.values: Row = {"machine": here, "commands": [], "rows": [], "ops": {}}
         path = folder / "benchmark.json"
         if path.exists():
-            earlier = json.loads(path.read_text())
-            if earlier.get("machine") == self.values["machine"]:
-                self.values = earlier
+            self.values |= read_results(path)
+            there = self.values["machine"]
+            if different := [name for name in here | there if here.get(name) != there.get(name)]:
+                name = different[0]
+                raise UserError(
+                    f"{path} holds what another machine, version or backend reached ({name}: "
+                    f"{there.get(name)} there, {here.get(name)} here): choose another --out."
+                )
         self.values["commands"].append(" ".join(["python", *sys.argv]))
 
     def add(self, rows: Sequence[Row]) -> None:
@@ -335,8 +363,18 @@ class Report:
         draw(rows, self.benchmark.sides, self.folder / "benchmark.png")
 
 
+def read_results(path: Path) -> Row:
+    """Read the results of an earlier call (`UserError` if the file is damaged)."""
+    try:
+        results: Row = json.loads(path.read_text())
+        results["machine"] = {"backend": "numpy"} | results["machine"]  # the only one there was at first
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it, or choose another --out.") from error
+    return results
+
+
 def machine() -> Row:
-    """Say on what all this runs; a GPU is named by the sides."""
+    """Say on what all this runs."""
     processors = Path("/proc/cpuinfo").read_text().split("\n\n")
     facts = dict(line.split(":", 1) for line in processors[0].splitlines() if ":" in line)
     facts = {name.strip(): value.strip() for name, value in facts.items()}
@@ -360,10 +398,10 @@ def numbers(text: str) -> list[int]:
 def read_sides(text: str, known: Sequence[str]) -> list[str]:
     """Return the sides that run, tinyres first; say which cannot."""
     sides = ["tinyres"]
+    missing = importlib.util.find_spec("torch") is None
     for side in text.split(","):
         if side not in known:
             raise UserError(f"there is no side {side!r}: choose of {', '.join(known[1:])}.")
-        missing = subprocess.run([sys.executable, "-c", "import torch"], capture_output=True).returncode
         if side.startswith("torch") and missing:
             print(f"{side}: PyTorch is not installed here")
         else:
@@ -386,7 +424,9 @@ def main() -> None:
         "--cores", type=numbers, default=sorted({available, 1}, reverse=True), help="with commas"
     )
     parser.add_argument("--precision", default="float32", help="on a GPU: float32, tf32 or bf16, of every side")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmark"), help="folder of the files written")
+    parser.add_argument(
+        "--out", type=Path, help="folder of what is written (default: runs/benchmark-<backend>)"
+    )
     options = parser.parse_args()
     options.steps = options.steps or {"numpy": 3, "cupy": 50}[options.backend]
     if min(options.batch_size, options.rounds, options.steps, *options.cores) < 1:
@@ -398,7 +438,7 @@ def main() -> None:
     benchmark = BENCHMARKS[options.backend](options)
     chosen = read_sides(options.against or benchmark.against, benchmark.sides)
 
-    report = Report(options.out, type(benchmark))
+    report = Report(options.out or Path("runs") / f"benchmark-{options.backend}", type(benchmark))
     titles = [column.title for column in benchmark.columns]
     print(line(["depth", "", "side", *titles, "how"]), flush=True)
     for depth in options.depth:
@@ -416,7 +456,7 @@ def main() -> None:
         report.write()
         print(f"\nmilliseconds on one core, {options.batch_size} images, best of 7")
         print(ops_table(report.values["ops"]))
-    print(f"\nwritten to {options.out}")
+    print(f"\nwritten to {report.folder}")
 
 
 if __name__ == "__main__":

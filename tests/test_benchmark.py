@@ -12,6 +12,7 @@ import pytest
 from tests.gpu.stand_in import installed, stand_in
 from tests.kernels.tools import require_compiler
 from tests.requirements import require
+from tinyres.errors import UserError
 
 DEMOS = Path(__file__).parents[1] / "demos"
 sys.path.insert(0, str(DEMOS))
@@ -53,6 +54,38 @@ def test_sides_take_turns_and_the_report_keeps_what_was_there(side, tmp_path):
     assert (tmp_path / "benchmark.png").stat().st_size > 1000
 
 
+def test_results_of_another_machine_or_backend_are_not_mixed(tmp_path):
+    results = benchmark.Report(tmp_path, benchmark.OnCpu).values
+    path = tmp_path / "benchmark.json"
+    path.write_text(json.dumps(results))
+    with installed(stand_in()), pytest.raises(UserError, match=r"\(backend: numpy there, cupy here\)"):
+        benchmark.Report(tmp_path, benchmark.OnGpu)
+    path.write_text(json.dumps(results | {"machine": results["machine"] | {"processor": "Abacus"}}))
+    with pytest.raises(UserError, match=r"processor: Abacus there, .* here\): choose another --out"):
+        benchmark.Report(tmp_path, benchmark.OnCpu)
+    path.write_text(json.dumps(results)[:-10])
+    with pytest.raises(UserError, match="is damaged"):
+        benchmark.Report(tmp_path, benchmark.OnCpu)
+
+
+def test_the_committed_results_can_be_read_and_added_to(monkeypatch):
+    folder = DEMOS.parent / "docs" / "results" / "benchmark"
+    if not folder.exists():
+        pytest.skip("the documentation is not installed")
+    there = json.loads((folder / "benchmark.json").read_text())
+    monkeypatch.setattr(benchmark, "machine", lambda: there["machine"])
+    report = benchmark.Report(folder, benchmark.OnCpu)
+    assert report.values["rows"] == there["rows"]
+    table = benchmark.markdown(report.values["rows"], benchmark.OnCpu.columns)
+    assert table == (folder / "benchmark.md").read_text()
+
+
+def test_a_side_that_is_not_installed_is_left_out(monkeypatch, capsys):
+    monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: None)
+    assert benchmark.read_sides("torch,reference", benchmark.OnCpu.sides) == ["tinyres", "reference"]
+    assert capsys.readouterr().out == "torch: PyTorch is not installed here\n"
+
+
 @pytest.mark.parametrize("side", ["tinyres", "torch"])
 def test_operations_are_timed_at_the_three_shapes(side):
     if side == "torch":
@@ -85,7 +118,11 @@ def test_the_sides_on_a_gpu(monkeypatch, tmp_path):
     rows = benchmark.compare(on_gpu, ["tinyres", "reference"], 8, "bf16", rounds=2, batch_size=2)
     assert rows[0]["share_of_bandwidth"] == pytest.approx(ours["bytes"] / ours["bandwidth"] / ours["step"])
     assert "bytes" not in rows[1]
-    benchmark.Report(tmp_path, benchmark.OnGpu).add(rows)
+    with installed(stand_in()):
+        benchmark.Report(tmp_path, benchmark.OnGpu).add(rows)
+    recorded = json.loads((tmp_path / "benchmark.json").read_text())["machine"]
+    assert (recorded["backend"], recorded["card"], recorded["driver_cuda"]) == ("cupy", "a stand-in", "13.0")
+    assert {"driver", "cupy", "processor"} <= recorded.keys()
     assert f"| {ours['launches']} |" in (tmp_path / "benchmark.md").read_text()
 
 
