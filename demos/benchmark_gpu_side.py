@@ -13,8 +13,15 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from benchmark_side import tinyres_step
+
+from tinyres.backends import get_backend
+from tinyres.networks import build_network
+from tinyres_gpu.kernels import PRECISIONS
+from tinyres_gpu.speed import copy_rate
+
 WARM_UP = 20  # steps: kernels are compiled and chosen, graphs captured
-COPIES, COPIED = 20, 1 << 30  # to measure the bandwidth: how often, bytes
+COPIED = 1024  # megabytes, to measure the bandwidth
 
 
 class Side(NamedTuple):
@@ -26,7 +33,14 @@ class Side(NamedTuple):
 
 
 def measure(
-    side: str, *, depth: int, steps: int, precision: str, batch_size: int = 128, device: str = "cuda"
+    side: str,
+    *,
+    depth: int,
+    steps: int,
+    precision: str,
+    batch_size: int = 128,
+    warm_up: int = WARM_UP,
+    device: str = "cuda",
 ) -> dict[str, Any]:
     """Time some steps of one side, in this process.
 
@@ -34,6 +48,8 @@ def measure(
     ----------
     side : {"tinyres", "reference", "torch", "torch-channels-last", "torch-compiled"}
     depth, steps, batch_size : int
+    warm_up : int
+        Steps before those that are timed.
     precision : {"float32", "tf32", "bf16"}
     device : str
         PyTorch's.
@@ -44,26 +60,24 @@ def measure(
         ``step``: seconds, the mean; ``peak``: bytes of memory; ``how``: what a reader should know; of tinyres
         also ``bytes`` and ``launches`` of a planned step, and the ``bandwidth`` measured, bytes a second.
     """
+    if precision not in PRECISIONS:
+        raise SystemExit(f"there is no precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
     if side.startswith("torch"):
         running = torch_side(side, depth, batch_size, precision, device)
     else:
         running = tinyres_side(side, depth, batch_size, precision)
-    for t in range(WARM_UP):
+    for t in range(warm_up):
         running.launch(t)
-    running.wait(WARM_UP - 1)
+    running.wait(warm_up - 1)
     start = time.perf_counter()
-    for t in range(WARM_UP, WARM_UP + steps):
+    for t in range(warm_up, warm_up + steps):
         running.launch(t)
-    running.wait(WARM_UP + steps - 1)
+    running.wait(warm_up + steps - 1)
     return {"step": (time.perf_counter() - start) / steps, **running.facts()}
 
 
 def tinyres_side(side: str, depth: int, batch_size: int, precision: str) -> Side:
     """Return a training step of tinyres on random images: planned where that can be, else composed."""
-    from benchmark_side import tinyres_step
-
-    from tinyres.backends import get_backend
-
     if side == "reference" and precision != "float32":
         raise SystemExit("the side reference computes in float32: compare it with --precision float32")
     backend = get_backend("cupy" if side == "tinyres" else "cupy-reference", precision)
@@ -79,7 +93,7 @@ def tinyres_side(side: str, depth: int, batch_size: int, precision: str) -> Side
         found: dict[str, Any] = {
             "how": f"{kind}, {backend.device}",
             "peak": backend.xp.get_default_memory_pool().total_bytes(),
-            "bandwidth": measured_bandwidth(backend.xp),
+            "bandwidth": copy_rate(COPIED),
         }
         if kind == "planned":
             plan = step.plan(batch_size)
@@ -90,25 +104,10 @@ def tinyres_side(side: str, depth: int, batch_size: int, precision: str) -> Side
     return Side(launch, wait, facts)
 
 
-def measured_bandwidth(cupy: Any, size: int = COPIED) -> float:
-    """Return how many bytes the card reads and writes a second when it copies."""
-    source = cupy.ones(size // 4, cupy.float32)
-    target = cupy.empty_like(source)
-    target[...] = source
-    cupy.cuda.runtime.deviceSynchronize()
-    start = time.perf_counter()
-    for _ in range(COPIES):
-        target[...] = source
-    cupy.cuda.runtime.deviceSynchronize()
-    return COPIES * 2 * source.nbytes / (time.perf_counter() - start)
-
-
 def torch_side(side: str, depth: int, batch_size: int, precision: str, device: str) -> Side:
     """Return a training step of PyTorch: eager, eager in channels_last, or compiled with CUDA graphs."""
     import torch
     from torch_network import ResNet
-
-    from tinyres.networks import build_network
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.benchmark = True
@@ -118,11 +117,14 @@ def torch_side(side: str, depth: int, batch_size: int, precision: str, device: s
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, fused=True)
     images = torch.randn(batch_size, 3, 32, 32, device=device).contiguous(memory_format=layout)
     labels = torch.randint(0, 10, (batch_size,), device=device)
+    logits = torch.empty(0)
 
     def launch(t: int) -> None:
+        nonlocal logits
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-            loss = torch.nn.functional.cross_entropy(network(images), labels)
+            logits = network(images)
+            loss = torch.nn.functional.cross_entropy(logits, labels)
         loss.backward()
         optimizer.step()
 
@@ -133,7 +135,8 @@ def torch_side(side: str, depth: int, batch_size: int, precision: str, device: s
     def facts() -> dict[str, Any]:
         mode = {"torch": "eager", "torch-channels-last": "eager, channels_last", "torch-compiled": "compiled"}
         peak = torch.cuda.max_memory_reserved() if device == "cuda" else 0
-        return {"how": f"PyTorch {torch.__version__}, {mode[side]}", "peak": peak}
+        how = f"PyTorch {torch.__version__}, {mode[side]}, logits in {str(logits.dtype).removeprefix('torch.')}"
+        return {"how": how, "peak": peak}
 
     return Side(launch, wait, facts)
 

@@ -13,6 +13,7 @@ from tests.gpu.stand_in import installed, stand_in
 from tests.kernels.tools import require_compiler
 from tests.requirements import require
 from tinyres.errors import UserError
+from tinyres_gpu.kernels import PRECISIONS
 
 DEMOS = Path(__file__).parents[1] / "demos"
 sys.path.insert(0, str(DEMOS))
@@ -101,9 +102,8 @@ def test_operations_are_timed_at_the_three_shapes(side):
 @require_compiler
 def test_the_sides_on_a_gpu(monkeypatch, tmp_path):
     """On the stand-in and, PyTorch, on the CPU: everything but times and memory."""
-    monkeypatch.setattr(benchmark_gpu_side, "WARM_UP", 1)
-    monkeypatch.setattr(benchmark_gpu_side, "COPIED", 1 << 20)
-    request = {"depth": 8, "batch_size": 2, "steps": 1}
+    monkeypatch.setattr(benchmark_gpu_side, "COPIED", 1)
+    request = {"depth": 8, "batch_size": 2, "steps": 1, "warm_up": 1}
     with installed(stand_in()):
         ours = benchmark_gpu_side.measure("tinyres", **request, precision="bf16")
         textbook = benchmark_gpu_side.measure("reference", **request, precision="float32")
@@ -126,13 +126,24 @@ def test_the_sides_on_a_gpu(monkeypatch, tmp_path):
     assert f"| {ours['launches']} |" in (tmp_path / "benchmark.md").read_text()
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("side", ["torch", "torch-channels-last"])
-def test_the_other_sides_on_a_gpu(side, monkeypatch):
+def test_the_other_sides_on_a_gpu(side, precision):
     require("torch")
-    monkeypatch.setattr(benchmark_gpu_side, "WARM_UP", 1)
-    found = benchmark_gpu_side.measure(side, depth=8, batch_size=2, steps=1, precision="bf16", device="cpu")
+    import torch
+
+    request = {"depth": 8, "batch_size": 2, "steps": 1, "warm_up": 1, "precision": precision, "device": "cpu"}
+    found = benchmark_gpu_side.measure(side, **request)
     assert found["step"] > 0
     assert found["how"].startswith("PyTorch")
+    assert found["how"].endswith("logits in bfloat16" if precision == "bf16" else "logits in float32")
+    assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == (precision == "tf32")
+
+
+@pytest.mark.parametrize("side", ["tinyres", "torch"])
+def test_a_precision_that_nobody_has_is_refused(side):
+    with pytest.raises(SystemExit, match="there is no precision 'bfloat16'"):
+        benchmark_gpu_side.measure(side, depth=8, batch_size=2, steps=1, precision="bfloat16", device="cpu")
 
 
 def test_memory_and_time_of_the_family_are_counted():

@@ -62,8 +62,8 @@ PHASES: dict[str, Phase] = {
             torch_step_time, depth=depth, mode=mode, precision=precision
         )
         for depth in DEPTHS
-        for mode in ("eager", "compiled")
-        for precision in ("float32", "tf32", "bfloat16")
+        for mode in ("channels-last", "compiled")
+        for precision in PRECISIONS
     },
 }
 """All phases by name, in order."""

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -25,7 +28,16 @@ from tinyres.step import outcomes
 from tinyres_gpu.kernels import CUPY, layers, merges
 from tinyres_gpu.kernels.step import KernelStep
 from tinyres_gpu.profiling import RecordingDevice, Work, planned_work, time_work
-from tinyres_gpu.setting import CHECKOUT, RUNGS, Size, Skipped, backend_of, network_of, training_step
+from tinyres_gpu.setting import (
+    CHECKOUT,
+    RUNGS,
+    PhaseError,
+    Size,
+    Skipped,
+    backend_of,
+    network_of,
+    training_step,
+)
 
 
 def ceilings(size: Size) -> dict[str, Any]:
@@ -38,16 +50,16 @@ def ceilings(size: Size) -> dict[str, Any]:
         small += 1
     cupy.cuda.runtime.deviceSynchronize()
     return {
-        "copy_terabytes_per_second": copy_rate(size) / 1e12,
+        "copy_terabytes_per_second": copy_rate(size.megabytes) / 1e12,
         "launch_microseconds": (time.perf_counter() - begun) / size.launches * 1e6,
         **products(size, ("float32", "float16", "float64")),
     }
 
 
-def copy_rate(size: Size) -> float:
-    """Measure how many bytes are read and written a second."""
+def copy_rate(megabytes: int) -> float:
+    """Measure how many bytes are read and written a second when so much is copied."""
     cupy = get_backend("cupy-reference").xp
-    source = cupy.ones(size.megabytes << 18, cupy.float32)
+    source = cupy.ones(megabytes << 18, cupy.float32)
     target = cupy.empty_like(source)
     seconds = _seconds(cupy, partial(target.__setitem__, slice(None), source))
     return float(2 * source.nbytes / seconds)
@@ -99,7 +111,7 @@ def kernel_times(size: Size, depth: int, rung: str) -> dict[str, Any]:
     network = network_of(depth, size)
     step, work = (_composed_work if RUNGS[rung].composed else _planned_work)(rung, network, size)
     xp, precision = step.backend.xp, RUNGS[rung].precision
-    copy = copy_rate(size)
+    copy = copy_rate(size.megabytes)
     (product,) = products(size, ("float16" if precision == "bf16" else "float32",)).values()
     source = xp.ones(size.megabytes << 16, xp.float32)
     target = xp.empty_like(source)
@@ -142,48 +154,31 @@ def _planned_work(rung: str, network: Network, size: Size) -> tuple[Any, list[Wo
 def torch_step_time(size: Size, depth: int, mode: str, precision: str) -> dict[str, Any]:
     """Time PyTorch's training step of the same network, as well as PyTorch can be told to.
 
-    Its mini-batch lies ready on the device, in channels_last; batch norm takes one group; the optimizer is the
-    fused one. ``mode`` is ``eager`` or ``compiled``, which captures CUDA graphs.
+    It is the benchmark's side, in a process of its own: its mini-batch lies ready on the device, in
+    channels_last, and nobody waits for a loss. ``mode`` is ``channels-last``, which is eager, or ``compiled``,
+    which replays CUDA graphs, too.
     """
     if importlib.util.find_spec("torch") is None:
         raise Skipped("PyTorch is not installed")
-    demo = CHECKOUT / "demos" / "torch_network.py"
+    demo = CHECKOUT / "demos" / "benchmark_gpu_side.py"
     if not demo.exists():
-        raise Skipped("demos/torch_network.py is not installed: run this in a checkout of the source")
-    torch: Any = importlib.import_module("torch")
-    if size.device == "cuda" and not torch.cuda.is_available():
+        raise Skipped("demos/benchmark_gpu_side.py is not installed: run this in a checkout of the source")
+    if size.device == "cuda" and not importlib.import_module("torch").cuda.is_available():
         raise Skipped("this PyTorch finds no GPU")
-    specification = importlib.util.spec_from_file_location("torch_network", demo)
-    assert specification is not None
-    assert specification.loader is not None
-    torch_network = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(torch_network)
-
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    torch.backends.cudnn.benchmark = True
-    torch.manual_seed(0)
-    model = torch_network.ResNet(network_of(depth, size))
-    model.to(size.device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4, fused=True)
-    images = torch.randn(size.batch_size, 3, 32, 32, device=size.device).to(memory_format=torch.channels_last)
-    labels = torch.randint(10, (size.batch_size,), device=size.device)
-    network = torch.compile(model, mode="reduce-overhead") if mode == "compiled" else model
-
-    losses = {}
-
-    class Step:
-        def launch(self, t: int) -> None:
-            optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(size.device, torch.bfloat16, enabled=precision == "bfloat16"):
-                loss = torch.nn.functional.cross_entropy(network(images), labels)
-            loss.backward()
-            optimizer.step()
-            losses[t] = loss.detach().clone()  # a graph writes the next one into the same memory
-
-        def result(self, t: int) -> tuple[float, int]:
-            return float(losses.pop(t)), 0
-
-    return {**_rates(_median_seconds(Step(), size), size), "torch": torch.__version__}
+    request = {
+        "side": f"torch-{mode}",
+        "depth": min(depth, size.deepest),
+        "precision": precision,
+        "batch_size": size.batch_size,
+        "warm_up": size.warm_up,
+        "steps": size.steps,
+        "device": size.device,
+    }
+    run = subprocess.run([sys.executable, demo, json.dumps(request)], capture_output=True, text=True)
+    if run.returncode:
+        raise PhaseError(run.stderr[-3000:])
+    found = json.loads(run.stdout.splitlines()[-1])
+    return {**_rates(found["step"], size), "gigabytes": found["peak"] / 1e9, "how": found["how"]}
 
 
 def _median_seconds(step: Any, size: Size) -> float:

@@ -15,6 +15,7 @@ import pytest
 from tests.data.fake_cifar import write_binary
 from tests.gpu.stand_in import CUDARuntimeError
 from tests.kernels.tools import require_compiler
+from tests.requirements import require
 from tests.tiny_demo import TINY_CIFAR10, run_demo
 from tinyres.backends import get_backend
 from tinyres.errors import UserError
@@ -119,10 +120,12 @@ def test_tf32_is_the_processs_choice(fake, monkeypatch) -> None:
     assert list(run_here("ceilings TF32", TOY)["result"]) == ["tf32_teraflops"]
 
 
-def test_pytorchs_step_at_toy_size() -> None:
-    pytest.importorskip("torch")
-    found = run_here("PyTorch ResNet-20 eager float32", TOY)
-    assert found["result"]["milliseconds"] > 0
+@pytest.mark.parametrize(("precision", "logits"), [("float32", "float32"), ("bf16", "bfloat16")])
+def test_pytorchs_step_at_toy_size(precision, logits) -> None:
+    require("torch")
+    found = run_here(f"PyTorch ResNet-20 channels-last {precision}", TOY)["result"]
+    assert found["milliseconds"] > 0
+    assert found["how"].endswith(f"eager, channels_last, logits in {logits}")
 
 
 def test_a_backend_that_goes_astray_is_told(fake, monkeypatch) -> None:
