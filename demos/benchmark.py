@@ -48,6 +48,7 @@ from tinyres.errors import CommandLine, UserError, exit_with_one_sentence
 from tinyres.networks import build_network
 from tinyres.run_folder import write_file
 from tinyres_gpu.device import describe_card
+from tinyres_gpu.kernels import PRECISIONS
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 TUNED = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_"), str(1 << 30))
@@ -423,7 +424,9 @@ def main() -> None:
     parser.add_argument(
         "--cores", type=numbers, default=sorted({available, 1}, reverse=True), help="with commas"
     )
-    parser.add_argument("--precision", default="float32", help="on a GPU: float32, tf32 or bf16, of every side")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="float32", help="on a GPU: what every side computes in"
+    )
     parser.add_argument(
         "--out", type=Path, help="folder of what is written (default: runs/benchmark-<backend>)"
     )
@@ -433,6 +436,8 @@ def main() -> None:
         raise UserError("sizes, rounds, steps and cores begin at 1: see --help.")
     if max(options.cores) > available:
         raise UserError(f"there are {available} cores here, not {max(options.cores)}: see --cores.")
+    if options.backend == "numpy" and options.precision != "float32":
+        raise UserError("on the CPU every side computes in float32: leave --precision out.")
     for depth in options.depth:
         build_network(depth)  # says so if there is no such depth, before anything is timed
     benchmark = BENCHMARKS[options.backend](options)

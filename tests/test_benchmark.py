@@ -161,6 +161,8 @@ def test_memory_and_time_of_the_family_are_counted():
         (["--cores", "0"], "cores begin at 1"),
         (["--cores", "4096"], "cores here, not 4096"),
         (["--rounds", "0"], "rounds, steps and cores begin at 1"),
+        (["--precision", "bf16"], "on the CPU every side computes in float32"),
+        (["--backend", "cupy", "--precision", "bfloat16"], "invalid choice: 'bfloat16'"),
         (["--depth", "7"], "7"),
         (["--depth", "many"], "invalid numbers value"),
         (["--backend", "cupy", "--against", "torch-tuned"], "there is no side 'torch-tuned'"),
