@@ -89,13 +89,12 @@ def tinyres_side(side: str, depth: int, batch_size: int, precision: str) -> Side
             step.result(t)
 
     def facts() -> dict[str, Any]:
-        kind = getattr(step, "kind", "composed")
         found: dict[str, Any] = {
-            "how": f"{kind}, {backend.device}",
+            "how": f"{step.kind}, {backend.device}",
             "peak": backend.xp.get_default_memory_pool().total_bytes(),
             "bandwidth": copy_rate(COPIED),
         }
-        if kind == "planned":
+        if step.kind == "planned":
             plan = step.plan(batch_size)
             found["launches"] = len(plan.launches)
             found["bytes"] = sum(launch.bytes for launch in plan.launches)

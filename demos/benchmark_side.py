@@ -82,8 +82,7 @@ def tinyres_step(backend: Any, depth: int, batch_size: int) -> tuple[Any, str]:
     batches = Batches(dataset, PAPER, seed=0, batch_size=batch_size, xp=backend.xp)
     network = build_network(depth)
     step = backend.make_step(network, PAPER, batches, initialise(network, PAPER, 0), iterations=64_000)
-    replicas = getattr(step, "replicas", 1)
-    return step, f"{replicas} process{'es' * (replicas > 1)}, BLAS kernel {blas_kernel()}"
+    return step, f"{step.replicas} process{'es' * (step.replicas > 1)}, BLAS kernel {blas_kernel()}"
 
 
 def torch_step(depth: int, batch_size: int, cores: int, memory_format: str) -> tuple[Callable[[int], Any], str]:

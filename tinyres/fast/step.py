@@ -268,24 +268,6 @@ def _arrays(
     return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
-class ComposedFastStep(ComposedStep):
-    """The composed step over this backend's pairs, for what there is no plan for.
-
-    Attributes
-    ----------
-    kind : str
-        ``composed``.
-    why : str
-        What there is no plan for.
-    replicas : int
-        1: it runs in this process alone.
-    """
-
-    kind = "composed"
-    why = ""
-    replicas = 1
-
-
 def make_step(
     backend: Backend,
     network: Network,
@@ -295,7 +277,7 @@ def make_step(
     *,
     replicas: int | None = None,
     **options: Any,
-) -> FastStep | ComposedFastStep:
+) -> FastStep | ComposedStep:
     """Return a training step: planned where a plan can be made, else composed.
 
     Parameters
@@ -307,14 +289,14 @@ def make_step(
 
     Returns
     -------
-    FastStep or ComposedFastStep
+    FastStep or ComposedStep
         Its attributes `kind` and `why` say which and why, `replicas` how many processes it has.
     """
     images, _ = batches(0)
     try:
         check(network, *images.shape[2:])
     except PlanError as error:
-        step = ComposedFastStep(backend, network, recipe, batches, state, **options)
+        step = ComposedStep(backend, network, recipe, batches, state, **options)
         step.why = str(error)
         return step
     return FastStep(backend, network, recipe, batches, state, replicas=replicas, **options)

@@ -256,21 +256,6 @@ class PlannedStep:
         return found
 
 
-class ComposedKernelStep(KernelStep):
-    """The composed step over our kernels, for what there is no plan for.
-
-    Attributes
-    ----------
-    kind : str
-        ``composed``.
-    why : str
-        What there is no plan for.
-    """
-
-    kind = "composed"
-    why = ""
-
-
 def make_step(
     backend: Backend,
     network: Network,
@@ -281,7 +266,7 @@ def make_step(
     precision: str = "float32",
     stored: str = "float32",
     **options: Any,
-) -> PlannedStep | ComposedKernelStep:
+) -> PlannedStep | KernelStep:
     """Return a training step on the GPU that CuPy uses: planned where a plan can be made, else composed.
 
     Parameters
@@ -295,7 +280,7 @@ def make_step(
 
     Returns
     -------
-    PlannedStep or ComposedKernelStep
+    PlannedStep or KernelStep
         Its attributes `kind` and `why` say which and why.
 
     Raises
@@ -308,7 +293,7 @@ def make_step(
     if why := why_not(network, images.shape[2:]):
         if stored != "float32":
             raise UserError(f"{why}, and only a plan stores the stream in {stored}: use --stream float32.")
-        step = ComposedKernelStep(backend, network, recipe, batches, state, **options)
+        step = KernelStep(backend, network, recipe, batches, state, **options)
         step.why = why
         return step
     stream = backend.xp.cuda.Stream(non_blocking=True)
