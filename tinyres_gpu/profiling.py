@@ -61,9 +61,8 @@ class RecordingDevice(Device):
             name, blocks, block, *_ = kind
             arrays = [a for a in arguments if hasattr(a, "nbytes")]
             moved = sum(int(a.nbytes) for a in arrays)
-            if name.startswith(
-                "update"
-            ):  # takes addresses; w and velocity are read and written, gradients read
+            # It takes addresses; w and velocity are read and written, gradients read.
+            if name.startswith("update"):
                 moved = 5 * 4 * network.parameter_count
             multiply_adds, _ = arithmetic(name.partition("<")[0], arguments)
             run = _launching(self, name, blocks, arguments, block)
