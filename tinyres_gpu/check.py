@@ -7,8 +7,10 @@
     python -m tinyres_gpu.check --render         the table of docs/gpu.md, from all results; needs no GPU
 
 Every phase is a process of its own that has ten minutes. Its result is on the disk before the next one starts,
-so that a check that was stopped goes on where it was; what failed is tried again. Results lie in
-docs/results/gpu-<card>.json, with card, driver and versions; those of other versions or kernels do not stand.
+so that a check that was stopped goes on where it was; what failed is tried again. A training run that takes
+longer stops with a checkpoint, is called unfinished, and goes on in the next call. Results lie in
+docs/results/gpu-<card>.json, with card, driver and versions, and in a folder of that name the logs of training
+runs; those of other versions or kernels do not stand.
 """
 
 from __future__ import annotations
@@ -27,9 +29,20 @@ from typing import Any
 
 from tinyres.errors import CommandLine, UserError, exit_with_one_sentence
 from tinyres.run_folder import write_file
-from tinyres_gpu.phases import ENVIRONMENT, PHASES, machine
-from tinyres_gpu.results import load, render, table
-from tinyres_gpu.setting import CHECKOUT, FULL, REHEARSAL, PhaseError, Size, Skipped
+from tinyres_gpu.phases import ENVIRONMENT, PHASES
+from tinyres_gpu.results import NO_RESULT, load, render, table
+from tinyres_gpu.runs import keep_logs
+from tinyres_gpu.setting import (
+    CHECKOUT,
+    FULL,
+    REHEARSAL,
+    PhaseError,
+    Size,
+    Skipped,
+    Unfinished,
+    machine,
+    name_of_card,
+)
 
 LIMIT = 600  # seconds of a phase
 
@@ -53,7 +66,7 @@ def run_all(
         Seconds that a phase may take.
     """
     here = machine()
-    path = folder / f"gpu-{'-'.join(here['card'].lower().split())}.json"
+    path = folder / f"gpu-{name_of_card(here)}.json"
     results = load(path)
     if results.get("machine") != here:
         results = {"machine": here, "phases": {}}
@@ -62,9 +75,12 @@ def run_all(
             continue
         print(f"{name} ...", end=" ", flush=True)
         found = run_in_a_process(name, limit, rehearse)
-        print(found.get("failed") or found.get("skipped") or f"{found['seconds']:.0f} s", flush=True)
+        told = [f"{kind}: {found[kind]}" for kind in NO_RESULT if kind in found]
+        print(*told or [f"{found['seconds']:.0f} s"], flush=True)
         results["phases"][name] = found
         folder.mkdir(parents=True, exist_ok=True)
+        if run := found.get("result", {}).pop("run", None):
+            keep_logs(Path(run), path.with_suffix("") / Path(run).name)
         write_file(path, (json.dumps(results, indent=2) + "\n").encode())
     return results
 
@@ -106,6 +122,8 @@ def run_here(name: str, size: Size = FULL) -> dict[str, Any]:
         return {"result": PHASES[name](size)}
     except Skipped as reason:
         return {"skipped": str(reason)}
+    except Unfinished as reached:
+        return {"unfinished": str(reached)}
     except PhaseError as error:
         return {"failed": str(error)}
 

@@ -6,7 +6,6 @@ and `Skipped` where something that it needs is not there.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -17,7 +16,6 @@ import numpy as np
 
 from tinyres.backends import get_backend
 from tinyres.contract import TENSORS
-from tinyres.data import data_folder
 from tinyres.gradcheck_catalogue import check_catalogue
 from tinyres_gpu.kernels import CUPY
 from tinyres_gpu.oracle import Disagreement, cases, judge
@@ -28,7 +26,6 @@ from tinyres_gpu.setting import (
     Size,
     Skipped,
     backend_of,
-    demand,
     network_of,
     training_step,
 )
@@ -96,32 +93,3 @@ def against_numpy(size: Size, rung: str) -> dict[str, Any]:
         )
     found = {"first_loss": apart[0], "worst_loss": apart.max(), "worst_array": max(weights)}
     return {name: float(value) for name, value in found.items()}
-
-
-def command(size: Size, depth: int, precision: str = "float32") -> dict[str, Any]:
-    """Run the user's command, on CIFAR-10 where it is at hand; if it was stopped, it goes on."""
-    demand(precision)
-    demo = CHECKOUT / "demos" / "train_cifar.py"
-    if not demo.exists():
-        raise Skipped("demos/train_cifar.py is not installed: run this in a checkout of the source")
-    have_cifar = (data_folder() / "cifar-10-batches-bin").exists()
-    data = "cifar10" if have_cifar else "shapes"
-    iterations = size.long_run if depth == 20 else size.iterations
-    depth = min(depth, size.deepest)
-    out = CHECKOUT / "runs" / "gpu-check" / f"resnet{depth}-{precision}-{data}-{iterations}"
-    flags = {
-        "--backend": "cupy",
-        "--precision": precision,
-        "--depth": depth,
-        "--dataset": data,
-        "--iterations": iterations,
-        "--eval-every": iterations,
-        "--batch-size": size.batch_size,
-        "--out": out,
-    }
-    words = [str(word) for pair in flags.items() for word in pair]
-    run = subprocess.run([sys.executable, demo, *words, "--resume", "--quiet"], capture_output=True, text=True)
-    if run.returncode:
-        raise PhaseError(run.stderr[-3000:])
-    result = json.loads((out / "result.json").read_text())
-    return {"data": data, **{name: result[name] for name in ("iterations", "test_error", "seconds")}}

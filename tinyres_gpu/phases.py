@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-import tinyres
-from tinyres.backends import get_backend
 from tinyres_gpu.correctness import (
     against_numpy,
-    command,
     gpu_tests,
     gradients,
     kernels_against_the_textbook,
 )
-from tinyres_gpu.device import describe_card
 from tinyres_gpu.kernels import PRECISIONS
+from tinyres_gpu.runs import paper_recipe, users_command
 from tinyres_gpu.setting import RUNGS, Size
 from tinyres_gpu.speed import ceilings, kernel_times, products, step_time, torch_step_time
 
@@ -41,11 +33,12 @@ PHASES: dict[str, Phase] = {
         f"20 iterations against NumPy, {rung}": partial(against_numpy, rung=rung)
         for rung in ("textbook in float64", *RUNGS)
     },
-    "ResNet-164, the user's command": partial(command, depth=164),
+    "ResNet-164, the user's command": partial(users_command, depth=164),
     **{
-        f"ResNet-20, 5000 iterations, {precision}": partial(command, depth=20, precision=precision)
+        f"ResNet-20, 5000 iterations, {precision}": partial(users_command, depth=20, precision=precision)
         for precision in PRECISIONS
     },
+    **{f"ResNet-{depth}, the paper's recipe": partial(paper_recipe, depth=depth) for depth in (110, 164)},
     **{
         f"step of ResNet-{depth}, {rung}": partial(step_time, depth=depth, rung=rung)
         for depth in DEPTHS
@@ -71,21 +64,3 @@ PHASES: dict[str, Phase] = {
 _TF32 = ("ceilings TF32", *(name for name in PHASES if name.startswith("kernels of") and name.endswith("tf32")))
 ENVIRONMENT = {name: {"CUPY_TF32": "1"} for name in _TF32}
 """What a phase's process gets to see besides, where it measures products in TF32; CuPy reads it once."""
-
-
-def machine() -> dict[str, Any]:
-    """Say on what all this runs: what must be equal for an earlier result to stand."""
-    cupy = get_backend("cupy-reference").xp
-    versions = {
-        "tinyres": tinyres.__version__,
-        "numpy": np.__version__,
-        "source": digest(Path(__file__).parent),
-    }
-    return {**describe_card(cupy), "python": platform.python_version(), **versions}
-
-
-def digest(folder: Path) -> str:
-    """Return a few letters that change when a source file of the kernels, or of what launches them, does."""
-    files = [path for name in ("kernels", "plan") for path in (folder / name).iterdir() if path.is_file()]
-    content = (f"{path.name}\0".encode() + path.read_bytes() for path in sorted(files))
-    return hashlib.sha256(b"\0".join(content)).hexdigest()[:8]

@@ -12,6 +12,7 @@ from tinyres_gpu.kernels.loader import KERNELS
 from tinyres_gpu.profiling import by_kernel
 
 BEGIN, END = "<!-- results: written by python -m tinyres_gpu.check --render -->", "<!-- end of results -->"
+NO_RESULT = ("failed", "skipped", "unfinished")
 NOTHING = "No card has been measured yet."
 
 
@@ -116,9 +117,9 @@ def render(page: str, all_results: Iterable[Mapping[str, Any]]) -> str:
 
 def _words(found: Mapping[str, Any]) -> str:
     """Return what came out of a phase, on one line."""
-    if "result" not in found:
-        kind = "failed" if "failed" in found else "skipped"
-        return f"{kind}: {' '.join(found[kind].split())[:200]}".replace("|", "/")
+    for kind in NO_RESULT:
+        if kind in found:
+            return f"{kind}: {' '.join(found[kind].split())[:200]}".replace("|", "/")
     plain = {key: value for key, value in found["result"].items() if not isinstance(value, list)}
     return ", ".join(f"{key.replace('_', ' ')} {_number(value)}" for key, value in plain.items())
 

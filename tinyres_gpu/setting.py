@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+import tinyres
 from tinyres.backends import get_backend
 from tinyres.contract import Backend
 from tinyres.data import Batches, Dataset
@@ -30,28 +35,79 @@ class Skipped(Exception):
     """Something that the phase needs is not there; the message says what."""
 
 
+class Unfinished(Exception):
+    """There was not the time for all of it, and the next call goes on; the message says how far it came."""
+
+
 @dataclass(frozen=True)
 class Size:
     """How large everything is: `FULL` on a card, `REHEARSAL` there, too, and `TOY` in the tests."""
 
-    batch_size: int
-    steps: int  # measured, after as many as `warm_up`
-    warm_up: int
-    megabytes: int  # copied
-    matrix: int  # rows and columns of the product
-    launches: int
-    examples: int  # for the gradient checks, of each pair
-    only: str  # names of the gradient checks that are wanted
-    deepest: int  # no network is deeper, whatever the phase's name says
-    compared: int  # iterations
-    iterations: int  # of the user's command
-    long_run: int  # iterations
-    device: str  # PyTorch's
+    batch_size: int = 128
+    steps: int = 20  # measured, after as many as `warm_up`
+    warm_up: int = 5
+    megabytes: int = 1024  # copied
+    matrix: int = 8192  # rows and columns of the product
+    launches: int = 10_000
+    examples: int = 20  # for the gradient checks, of each pair
+    only: str = ""  # names of the gradient checks that are wanted
+    deepest: int = 10_000  # no network is deeper, whatever the phase's name says
+    compared: int = 20  # iterations
+    iterations: int = 100  # of the user's command
+    long_run: int = 5000  # iterations
+    paper_iterations: int = PAPER_ITERATIONS
+    patience: float = 540  # seconds after which runs stop, to go on in the next call
+    device: str = "cuda"  # PyTorch's
 
 
-FULL = Size(128, 20, 5, 1024, 8192, 10_000, 20, "", 10_000, 20, 100, 5000, "cuda")
-TOY = Size(2, 2, 1, 1, 16, 10, 1, "bn_relu", 8, 2, 2, 2, "cpu")
+FULL = Size()
+TOY = Size(
+    batch_size=2,
+    steps=2,
+    warm_up=1,
+    megabytes=1,
+    matrix=16,
+    launches=10,
+    examples=1,
+    only="bn_relu",
+    deepest=8,
+    compared=2,
+    iterations=2,
+    long_run=2,
+    paper_iterations=4,
+    device="cpu",
+)
 REHEARSAL = replace(TOY, device="cuda")
+
+
+def machine() -> dict[str, Any]:
+    """Say on what all this runs: what must be equal for an earlier result to stand."""
+    cupy = get_backend("cupy-reference").xp
+    versions = {
+        "tinyres": tinyres.__version__,
+        "numpy": np.__version__,
+        "source": digest(Path(__file__).parent),
+    }
+    return {**describe_card(cupy), "python": platform.python_version(), **versions}
+
+
+def digest(folder: Path) -> str:
+    """Return a few letters that change when a source file of the kernels, or of what launches them, does."""
+    files = [path for name in ("kernels", "plan") for path in (folder / name).iterdir() if path.is_file()]
+    content = (f"{path.name}\0".encode() + path.read_bytes() for path in sorted(files))
+    return hashlib.sha256(b"\0".join(content)).hexdigest()[:8]
+
+
+def name_of_card(here: Mapping[str, Any]) -> str:
+    """Return how files call a machine's card."""
+    return "-".join(here["card"].lower().split())
+
+
+def runs_folder() -> Path:
+    """Return where runs are kept as long as results stand: another machine, or source, begins anew."""
+    here = machine()
+    letters = hashlib.sha256(json.dumps(here).encode()).hexdigest()[:8]
+    return CHECKOUT / "runs" / "gpu-check" / f"{name_of_card(here)}-{letters}"
 
 
 class Rung(NamedTuple):

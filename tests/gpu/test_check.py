@@ -12,19 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.fake_cifar import write_binary
 from tests.gpu.stand_in import CUDARuntimeError
 from tests.kernels.tools import require_compiler
 from tests.requirements import require
-from tests.tiny_demo import TINY_CIFAR10, run_demo
 from tinyres.backends import get_backend
 from tinyres.errors import UserError
 from tinyres.networks import build_network
 from tinyres_gpu import check, correctness, speed
 from tinyres_gpu.check import failures, run_all, run_here, run_in_a_process
-from tinyres_gpu.phases import ENVIRONMENT, PHASES, digest
+from tinyres_gpu.phases import ENVIRONMENT, PHASES
 from tinyres_gpu.results import BEGIN, END, NOTHING, load, render, table
-from tinyres_gpu.setting import RUNGS, TOY, PhaseError, Skipped
+from tinyres_gpu.setting import FULL, RUNGS, TOY, PhaseError, Skipped, Unfinished, digest
 
 PAGE = Path(check.__file__).parents[1] / "docs" / "gpu.md"
 
@@ -66,25 +64,6 @@ def test_the_times_of_kernels(fake) -> None:
     )
     (update,) = (line for line in found["times"] if line["kernel"] == "update<false>")
     assert update["megabytes"] == pytest.approx(20 * build_network(8).parameter_count / 1e6)
-
-
-def test_the_users_command_at_toy_size(fake, monkeypatch, tmp_path) -> None:
-    """In this process, where the stand-in is, on a data set of a few images."""
-    write_binary(tmp_path / "data", TINY_CIFAR10)
-    monkeypatch.setenv("TINYRES_DATA", str(tmp_path / "data"))
-    (tmp_path / "demos").symlink_to(correctness.CHECKOUT / "demos")
-    monkeypatch.setattr(correctness, "CHECKOUT", tmp_path)
-
-    def run(command, **options):
-        monkeypatch.setattr(sys, "argv", list(map(str, command[1:])))
-        with pytest.raises(SystemExit) as stop:
-            run_demo()
-        return subprocess.CompletedProcess(command, stop.value.code, "", "")
-
-    monkeypatch.setattr(correctness.subprocess, "run", run)
-    for name in ("ResNet-164, the user's command", "ResNet-20, 5000 iterations, bf16"):
-        found = run_here(name, TOY)["result"]
-        assert (found["data"], found["iterations"]) == ("cifar10", 2)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +128,11 @@ def test_results_are_kept_and_not_measured_twice(fake, monkeypatch, tmp_path, ca
 
     def child(name, limit, rehearse):
         asked.append(name)
-        outcomes = {"tests": {"failed": "3 failed"}, "gradients": {"skipped": "no time"}}
+        outcomes = {
+            "tests": {"failed": "3 failed"},
+            "gradients": {"skipped": "no time"},
+            "ResNet-110, the paper's recipe": {"unfinished": "9 of 64,000 iterations"},
+        }
         return {**outcomes.get(name, {"result": {"passed": 1}}), "seconds": 1.0}
 
     monkeypatch.setattr(check, "run_in_a_process", child)
@@ -159,7 +142,9 @@ def test_results_are_kept_and_not_measured_twice(fake, monkeypatch, tmp_path, ca
     assert load(tmp_path / "gpu-a-stand-in.json") == results
     asked.clear()
     run_all(tmp_path)
-    assert asked == ["tests", "gradients"]  # what brought no result is tried again
+    # what brought no result is tried again
+    assert asked == ["tests", "gradients", "ResNet-110, the paper's recipe"]
+    assert "unfinished: 9 of 64,000 iterations" in capsys.readouterr().out
     asked.clear()
     run_all(tmp_path, only="ceilings", again=True)
     assert asked == ["ceilings", "ceilings TF32"]
@@ -254,10 +239,19 @@ def test_what_a_phase_reports(monkeypatch) -> None:
     def skip(size):
         raise Skipped("missing")
 
+    def stop(size):
+        raise Unfinished("half")
+
+    monkeypatch.setitem(PHASES, "ceilings", stop)
     monkeypatch.setitem(PHASES, "tests", fail)
     monkeypatch.setitem(PHASES, "gradients", skip)
     assert run_here("tests", TOY) == {"failed": "wrong"}
     assert run_here("gradients", TOY) == {"skipped": "missing"}
+    assert run_here("ceilings", TOY) == {"unfinished": "half"}
+
+
+def test_a_run_has_time_to_stop_before_its_phase_is_ended() -> None:
+    assert FULL.patience + 30 <= check.LIMIT
 
 
 def test_without_a_gpu_it_says_so(fake, monkeypatch) -> None:
@@ -278,11 +272,13 @@ def test_the_table_and_the_page() -> None:
     found = {
         "step of ResNet-20": {"result": {"milliseconds": 61.2345, "images_per_second": 2090.3}},
         "tests": {"failed": "a | b\nc"},
+        "ResNet-110": {"unfinished": "9 of 64,000 iterations"},
     }
     text = table({"machine": {"card": "X", "driver_cuda": "13.0"}, "phases": found})
     assert "card X, driver cuda 13.0" in text
     assert "| step of ResNet-20 | milliseconds 61.2, images per second 2,090 |" in text
     assert "| tests | failed: a / b c |" in text
+    assert "| ResNet-110 | unfinished: 9 of 64,000 iterations |" in text
     times = [{"kernel": "relu", "launches": 2, "microseconds": 3.0, "share_of_copy": 0.5}]
     one = {"machine": {"card": "X"}, "phases": {"kernels of ResNet-110": {"result": {"times": times}}}}
     assert "| `relu` | 2 | 6 | 100% | 50% |  |" in table(one)
