@@ -13,6 +13,7 @@ from tinyres_gpu.correctness import (
     kernels_against_the_textbook,
 )
 from tinyres_gpu.kernels import PRECISIONS
+from tinyres_gpu.numerics import first_iterations
 from tinyres_gpu.runs import paper_recipe, users_command
 from tinyres_gpu.setting import RUNGS, Size
 from tinyres_gpu.speed import ceilings, kernel_times, products, step_time, torch_step_time
@@ -33,6 +34,7 @@ PHASES: dict[str, Phase] = {
         f"20 iterations against NumPy, {rung}": partial(against_numpy, rung=rung)
         for rung in ("textbook in float64", *RUNGS)
     },
+    "the first iterations against float32": first_iterations,
     "ResNet-164, the user's command": partial(users_command, depth=164),
     **{
         f"ResNet-20, 5000 iterations, {precision}": partial(users_command, depth=20, precision=precision)
