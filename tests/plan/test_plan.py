@@ -10,6 +10,7 @@ from tests.kernels.tools import EMULATED, require_compiler
 from tests.plan.tools import GROUPED, IMAGES, NETWORKS, SIZE, build, gradients_of, planned
 from tinyres.networks import build_network
 from tinyres.recipes import PAPER
+from tinyres_gpu.plan import emit
 from tinyres_gpu.plan.__main__ import main
 from tinyres_gpu.plan.compile import compile_step, why_not
 from tinyres_gpu.plan.composed import composed_launches
@@ -83,7 +84,7 @@ def test_what_has_no_plan_says_why():
 
 @pytest.mark.parametrize(
     ("depth", "launches", "folded", "gigabytes", "arena"),
-    [(110, 561, 343, 6.08, 0.57), (164, 841, 551, 17.67, 1.62)],
+    [(110, 560, 342, 6.08, 0.57), (164, 841, 551, 17.67, 1.62)],
 )
 def test_what_the_headline_networks_cost(depth, launches, folded, gigabytes, arena):
     network = build_network(depth)
@@ -212,6 +213,23 @@ def test_a_launch_too_few_is_refused():
         launches = plan.launches[:number] + plan.launches[number + 1 :]
         with pytest.raises(PlanFault, match="before it is written"):
             verify(Plan(plan.batch_size, plan.precision, launches, plan.inputs))
+
+
+def test_a_launch_of_nothing_is_refused():
+    plan = small()
+    number = find(plan, "sum_splits")
+    with pytest.raises(PlanFault, match="sum_splits, has no blocks"):
+        verify(damage(plan, number, grid=(0,)))
+
+
+@pytest.mark.parametrize("depth", [8, 14, 20])
+def test_a_plan_adds_up_splits_only_where_there_are_any(depth, monkeypatch):
+    """Even if the last weight gradient is added up as soon as it is there."""
+    monkeypatch.setattr(emit, "SUMMED_TOGETHER", 0)
+    plan = compile_step(build_network(depth), GROUPED, IMAGES)
+    verify(plan)
+    kernels = [launch.kernel for launch in plan.launches]
+    assert kernels.count("sum_splits") == sum(kernel.startswith("fused_weight") for kernel in kernels)
 
 
 def test_launches_in_the_wrong_order_are_refused():

@@ -386,7 +386,9 @@ class Emitter:
         return self.finish_sums(norm, dz, sums)
 
     def sum_splits(self) -> None:
-        """Add up the weight gradients that wait for it, in one launch."""
+        """Add up the weight gradients that wait for it, if any do, in one launch."""
+        if not self.splits:
+            return
         rows = tuple((partial, Written(total), splits, total.size) for partial, total, splits in self.splits)
         numbers, firsts = _deal(total.size for _, total, _ in self.splits)
         self.launch("sum_splits", WEIGHTS, (len(numbers),), Table(rows), Deal(numbers), Deal(firsts))

@@ -210,10 +210,11 @@ class Plan:
 
 
 def verify(plan: Plan) -> None:
-    """Prove that a plan reads nothing but what an earlier launch of the same step, or the host, has written.
+    """Prove that a plan can be launched, and reads nothing but what was written before in the same step.
 
     A launch that reads a buffer of the arena must find it whole: written before, and by nobody else since. So
-    two buffers whose lifetimes meet may not share a byte, and a launch may not read and fill the same one.
+    two buffers whose lifetimes meet may not share a byte, and a launch may not read and fill the same one. No
+    card takes a launch without blocks.
 
     Raises
     ------
@@ -222,6 +223,8 @@ def verify(plan: Plan) -> None:
     """
     written = {buffer.name for buffer in plan.inputs}
     for number, launch in enumerate(plan.launches):
+        if not all(launch.grid):
+            raise PlanFault(f"launch {number}, {launch.kernel}, has no blocks")
         fills = {access.buffer.name for access in launch.accesses if isinstance(access, Written)}
         gathers = {access.buffer.name for access in launch.accesses if isinstance(access, Gathered)}
         for buffer in launch.reads:
