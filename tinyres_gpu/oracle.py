@@ -242,7 +242,7 @@ CONVOLUTIONS = (
 PLANNED: tuple[dict[str, Any], ...] = (
     {"depth": 8},
     {"depth": 8, "option": "B"},
-    {"depth": 11},
+    {"depth": 20, "block": "bottleneck"},
     {"depth": 14, "unit": "original", "option": "B"},
 )
 """Networks whose planned steps, together, launch every kernel of a plan."""

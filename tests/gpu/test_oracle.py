@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -14,8 +16,16 @@ from tinyres_gpu.kernels.loader import KERNELS
 from tinyres_gpu.oracle import Case, Disagreement, away_from_kink, judge, numbers
 from tinyres_gpu.setting import TOY, PhaseError, Skipped
 
-UNREACHED = {"pool_gradient<16>", "pool_gradient<32>", "projection_sums<16>"}
-"""No network of the catalogue ends with so few channels, or projects to them."""
+UNREACHED = {"pool_gradient<16>", "pool_gradient<32>", "projection_sums<16>"} | {
+    f"{name}<{tile}, Staged<{depth}, {arithmetic}>>"
+    for name, tile, depth, arithmetic in (
+        *product(("fused_conv", "fused_data_gradient"), [32], [16], ("Tf32", "Bf16")),
+        *product(["fused_conv"], [16], [32], ["Bf16"]),
+        *product(["fused_data_gradient"], [16], [32], ["Bf16"]),
+    )
+}
+"""No network of the catalogue ends with so few channels, or projects to them; none has a convolution from 16
+channels to 32, or back, with stride 1."""
 
 
 @require_compiler

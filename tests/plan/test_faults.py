@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -15,7 +15,9 @@ from tinyres_gpu.kernels.loader import KERNELS, read_source
 
 pytestmark = require_compiler
 
-SIZE = (12, 12)  # tiles that are not full, and two splits of a weight gradient
+SIZES = {"float32": (12, 12), "bf16": (16, 16)}
+"""Of images, by precision: tiles that are not full, and two splits of a weight gradient. Rounded to bfloat16,
+fewer pixels would leave the last stage to a ReLU or two."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,12 @@ class Fault:
     network: str = "the default"
     place: int = 0  # which occurrence of `before`
     seed: int = 1  # of the schedule that shows it
+    precision: str = "float32"
 
 
 CONV, DATA, WEIGHTS = (f"fused_{name}<16, Float32>" for name in ("conv", "data_gradient", "weight_gradient"))
+STAGED, STAGED_DATA = (f"fused_{name}<16, Staged<16, Bf16>>" for name in ("conv", "data_gradient"))
+STAGED_64 = "fused_conv<64, Staged<64, Bf16>>"
 CONV_32, DATA_32 = (f"fused_{name}<32, Float32>" for name in ("conv", "data_gradient"))
 
 FAULTS = [
@@ -119,6 +124,53 @@ FAULTS = [
         "__syncthreads();  // everybody has read the logits",
         "",
     ),
+    *(
+        replace(fault, precision="bf16")
+        for fault in (
+            Fault(
+                "no barrier behind the staging",
+                STAGED,
+                "__syncthreads();\n    for (int tap = 0;",
+                "for (int tap = 0;",
+                seed=3,
+            ),
+            Fault(
+                "pixels are overwritten while others read them",
+                STAGED_64,
+                "__syncthreads();  // nobody may overwrite pixels",
+                "// nobody may overwrite pixels",
+                "bottlenecks",
+                seed=3,
+            ),
+            Fault("the row of zeros is not written", STAGED, "stage.rows[S::ZEROS][threadIdx.x] = 0;", ";"),
+            Fault(
+                "beyond the end of a row lies the next one",
+                STAGED,
+                "(unsigned)(own.column + right) < (unsigned)g.width",
+                "true",
+            ),
+            Fault(
+                "above an image lies the one before",
+                STAGED,
+                "(unsigned)(own.row + down) < (unsigned)g.height &&",
+                "",
+            ),
+            Fault(
+                "the window of the way forward on the way back", STAGED_DATA, "GRADIENT ? -away : away", "away"
+            ),
+            Fault("a pixel too early", STAGED, "halo + row + down", "halo + row - 1 + down"),
+            Fault("a batch of loads alone", STAGED_64, "first += BATCH * STRIDE", "first = end"),
+            Fault(
+                "two words of a weight exchanged", "pack_weights<true>", "high = low + 4 * VALUES", "high = low"
+            ),
+            Fault(
+                "the way back gets the way forward",
+                "pack_weights<true>",
+                "channels, 1, out_channels)",
+                "channels, out_channels, 1)",
+            ),
+        )
+    ),
 ]
 
 
@@ -139,16 +191,17 @@ class Damaged(EmulatedDevice):
 
 
 @cache
-def by_the_textbook(name, dtype):
-    return textbook(build(name), dtype, size=SIZE)
+def by_the_textbook(name, dtype, precision, size):
+    return textbook(build(name), dtype, precision, size=size)
 
 
-def compare(name, device):
-    step = planned(build(name), device=device, size=SIZE)
+def compare(name, device, precision):
+    size = SIZES[precision]
+    step = planned(build(name), device=device, size=size, precision=precision)
     loss, _ = step(0)
-    exact_loss, _, exact_gradients, exact = by_the_textbook(name, np.float64)
-    _, _, plain_gradients, plain = by_the_textbook(name, np.float32)
-    assert loss == pytest.approx(exact_loss, rel=1e-5)
+    exact_loss, _, exact_gradients, exact = by_the_textbook(name, np.float64, "float32", size)
+    _, _, plain_gradients, plain = by_the_textbook(name, np.float32, precision, size)
+    assert loss == pytest.approx(exact_loss, rel=1e-5 if precision == "float32" else 3e-3)
     assert_as_good(gradients_of(step), plain_gradients, exact_gradients, "the gradient")
     assert_as_good(step.state(), plain, exact, "the value")
 
@@ -157,11 +210,13 @@ def compare(name, device):
 def test_a_planted_fault_is_caught(fault):
     device = Damaged(fault)
     with schedule(fault.seed), pytest.raises((AssertionError, EmulationError)):
-        compare(fault.network, device)
+        compare(fault.network, device, fault.precision)
 
 
-@pytest.mark.parametrize("name", sorted({fault.network for fault in FAULTS}))
-@pytest.mark.parametrize("seed", sorted({fault.seed for fault in FAULTS}))
-def test_the_same_step_without_a_fault_passes(name, seed):
+@pytest.mark.parametrize(
+    ("name", "seed", "precision"),
+    sorted({(fault.network, fault.seed, fault.precision) for fault in FAULTS}),
+)
+def test_the_same_step_without_a_fault_passes(name, seed, precision):
     with schedule(seed):
-        compare(name, EMULATED)
+        compare(name, EMULATED, precision)

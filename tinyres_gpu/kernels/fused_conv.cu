@@ -5,8 +5,8 @@
 // passes over the tile in shared memory. finish.cuh merges the tiles.
 
 template <int CHANNELS, class Arithmetic>
-__global__ void __launch_bounds__(THREADS, 2)
-    fused_conv(const Stored* x, int x_format, const float4* norm, const float* w, const Stored* shortcut,
+__global__ void __launch_bounds__(THREADS, AT_ONCE<CHANNELS>)
+    fused_conv(const Stored* x, int x_format, const float4* norm, const Weight<CHANNELS, Arithmetic>* w, const Stored* shortcut,
                const float4* shortcut_norm, int shortcut_channels, int shortcut_stride, Stored* y, int y_format,
                float2* moments, int images, int images_per_group, int height, int width, int channels, int out_height,
                int out_width, int out_channels, int kernel, int stride, const MomentsToFinish* to_finish,
@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(THREADS, 2)
 
   P product;
   Activated activated = {x, x_format, norm, true};
-  multiply_windows<CHANNELS, false>(product, shared.tiles, places, count, activated, tile.group, w, first_channel, g,
+  multiply_windows<CHANNELS, false>(product, shared.tiles, places, tile, activated, w, first_channel, g,
                                     [](int, float4) {});
   product.write(shared.outputs);
   __syncthreads();

@@ -10,9 +10,9 @@
 // launch is the plain data gradient: a projection's, which is `added` by the one that follows it.
 
 template <int CHANNELS, class Arithmetic>
-__global__ void __launch_bounds__(THREADS, 2)
+__global__ void __launch_bounds__(THREADS, AT_ONCE<CHANNELS>)
     fused_data_gradient(const Stored* base, const Stored* dz, const Stored* y, int dz_format, int y_format,
-                        const float4* affine, Stored* kept, const float* w, const Stored* added, int added_channels,
+                        const float4* affine, Stored* kept, const Weight<CHANNELS, Arithmetic>* w, const Stored* added, int added_channels,
                         int added_stride, const Stored* t, const float4* norm, const Stored* gate, int t_format,
                         Stored* dx, int dx_format, float2* sums, int images, int images_per_group, int height,
                         int width, int channels, int out_height, int out_width, int out_channels, int kernel,
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(THREADS, 2)
 
   P product;
   Arriving arriving = {base, dz, y, dz_format, y_format, affine};
-  multiply_windows<CHANNELS, true>(product, shared.tiles, places, count, arriving, tile.group, w, first_channel, g,
+  multiply_windows<CHANNELS, true>(product, shared.tiles, places, tile, arriving, w, first_channel, g,
                                    [=](int at, float4 v) {
                                      if (kept) store(kept, at, dz_format, v);
                                    });

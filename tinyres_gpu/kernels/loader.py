@@ -37,6 +37,8 @@ SOURCES = {
     "update": ("update.cu",),
     "fused": (*_QUADS, *_PRODUCT, *_FUSED),
     "fused_tensor_core": (*_QUADS, *_TENSOR_CORE, *_PRODUCT, "product_tensor_core.cuh", *_FUSED),
+    "staged": (*_QUADS, *_TENSOR_CORE, *_PRODUCT, "product_tensor_core.cuh", "staged.cuh", *_FUSED),
+    "pack": ("bn.cuh", "window.cuh", *_TENSOR_CORE, "pack.cu"),
     "finish": ("sums.cuh", "bn.cuh", "window.cuh", "finish.cuh", "finish.cu"),
     "join": (*_QUADS, "join.cu"),
     "planned_head": ("sums.cuh", *_QUADS, "planned_head.cu"),
@@ -47,6 +49,8 @@ given and would not notice a header that has changed."""
 
 _TILES = (16, 32, 64)  # channels of a block
 _FLAGS = ("false", "true")
+STAGED_DEPTHS = {"Tf32": (16, 32), "Bf16": (16, 32, 64)}
+"""Channels that a block stages at a time: 128 bytes of a pixel at most."""
 _FUSED_NAMES = ("fused_conv", "fused_data_gradient", "fused_weight_gradient")
 
 KERNELS = {
@@ -96,6 +100,14 @@ KERNELS = {
         for tile in _TILES
         for arithmetic in ("Tf32", "Bf16")
     ),
+    "staged": tuple(
+        f"{name}<{tile}, Staged<{depth}, {arithmetic}>>"
+        for name in ("fused_conv", "fused_data_gradient")
+        for tile in _TILES
+        for arithmetic, depths in STAGED_DEPTHS.items()
+        for depth in depths
+    ),
+    "pack": ("pack_weights<false>", "pack_weights<true>"),
     "finish": ("finish_moments", "finish_sums", "sum_splits"),
     "join": ("join", *(f"projection_sums<{tile}>" for tile in _TILES)),
     "planned_head": ("pool", "classify", "linear_gradient", *(f"pool_gradient<{tile}>" for tile in _TILES)),

@@ -5,11 +5,19 @@
 // A tile holds DEPTH steps of the sum. It is filled with four neighbouring steps of one row (`put_row`), or with
 // four neighbouring rows of VALUES steps (`put_rows`), whichever way the numbers lie in memory.
 
+// Blocks that a processor should have room for at once: while one waits for memory, others multiply. More of them
+// means fewer registers for each; wide ones would not find room for their sums.
+template <int CHANNELS> constexpr int AT_ONCE = CHANNELS == 16 ? 3 : 2;
+
 struct Float32 {};
 
 template <int CHANNELS, class Arithmetic> struct Product;
 
+// What a convolution's weights are read as.
+template <int CHANNELS, class Arithmetic> using Weight = typename Product<CHANNELS, Arithmetic>::Weight;
+
 template <int CHANNELS> struct Product<CHANNELS, Float32> {
+  using Weight = float;
   static constexpr int ROWS = THREADS * 16 / CHANNELS, DEPTH = 16, QUADS = DEPTH / 4, VALUES = 1;
   struct Tiles {
     float rows[DEPTH][ROWS + 4], columns[DEPTH][CHANNELS + 4];

@@ -4,7 +4,22 @@ template <bool BF16> struct TensorCore {};
 using Tf32 = TensorCore<false>;
 using Bf16 = TensorCore<true>;
 
-template <int CHANNELS, bool BF16> struct Product<CHANNELS, TensorCore<BF16>> {
+// The sums of a warp: a quarter of a quad of columns and two rows for each lane, as ptx.cuh lays them out.
+template <int CHANNELS> struct WarpSums {
+  float acc[CHANNELS / 8][4];
+
+  __device__ __forceinline__ WarpSums() : acc{} {}
+  __device__ __forceinline__ void write(float (*outputs)[CHANNELS + 4]) const {
+    const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4, column = lane % 4 * 2;
+#pragma unroll
+    for (int j = 0; j < CHANNELS / 8; j++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) outputs[row + i / 2 * 8][j * 8 + column + i % 2] = acc[j][i];
+  }
+};
+
+template <int CHANNELS, bool BF16> struct Product<CHANNELS, TensorCore<BF16>> : WarpSums<CHANNELS> {
+  using Weight = float;
   static constexpr int VALUES = BF16 ? 2 : 1;  // in a word
   static constexpr int ROWS = 16 * WARPS, DEPTH = WORDS * VALUES, QUADS = DEPTH / 4;
   struct Tiles {
@@ -14,15 +29,12 @@ template <int CHANNELS, bool BF16> struct Product<CHANNELS, TensorCore<BF16>> {
     Tiles tiles;
     float outputs[ROWS][CHANNELS + 4];
   };
-  float acc[CHANNELS / 8][4];
-
-  __device__ __forceinline__ Product() : acc{} {}
 
   static __device__ __forceinline__ void put_row(Tiles& tiles, int row, int quad, float4 v) {
-    put(tiles.rows[row], quad, v);
+    put_words<BF16>(tiles.rows[row], quad, v);
   }
   static __device__ __forceinline__ void put_column(Tiles& tiles, int column, int quad, float4 v) {
-    put(tiles.columns[column], quad, v);
+    put_words<BF16>(tiles.columns[column], quad, v);
   }
   static __device__ __forceinline__ void put_rows(Tiles& tiles, int first, int step, const float4 (&v)[VALUES]) {
     put_transposed(tiles.rows + first, step, v);
@@ -31,28 +43,10 @@ template <int CHANNELS, bool BF16> struct Product<CHANNELS, TensorCore<BF16>> {
     put_transposed(tiles.columns + first, step, v);
   }
   __device__ __forceinline__ void multiply(const Tiles& tiles) {
-    ::multiply<CHANNELS, BF16>(acc, tiles.rows + threadIdx.x / 32 * 16, tiles.columns);
-  }
-  __device__ __forceinline__ void write(float (*outputs)[CHANNELS + 4]) const {
-    const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4, column = lane % 4 * 2;
-#pragma unroll
-    for (int j = 0; j < CHANNELS / 8; j++)
-#pragma unroll
-      for (int i = 0; i < 4; i++) outputs[row + i / 2 * 8][j * 8 + column + i % 2] = acc[j][i];
+    ::multiply<CHANNELS, BF16>(this->acc, tiles.rows + threadIdx.x / 32 * 16, tiles.columns);
   }
 
  private:
-  static __device__ __forceinline__ void put(unsigned* words, int quad, float4 v) {
-    if (BF16) {
-      words[quad * 2] = make_word<BF16>(v.x, v.y);
-      words[quad * 2 + 1] = make_word<BF16>(v.z, v.w);
-    } else {
-      words[quad * 4] = make_word<BF16>(v.x, 0);
-      words[quad * 4 + 1] = make_word<BF16>(v.y, 0);
-      words[quad * 4 + 2] = make_word<BF16>(v.z, 0);
-      words[quad * 4 + 3] = make_word<BF16>(v.w, 0);
-    }
-  }
   static __device__ __forceinline__ void put_transposed(unsigned (*words)[PITCH], int step, const float4 (&v)[VALUES]) {
     const float4 low = v[0], high = v[VALUES - 1];
     words[0][step] = make_word<BF16>(low.x, high.x);

@@ -14,6 +14,19 @@ template <bool BF16> __device__ __forceinline__ unsigned make_word(float low, fl
   return BF16 ? pack_bf16(low, high) : to_tf32(low);
 }
 
+// Four neighbours along k, the quad-th four of a row.
+template <bool BF16> __device__ __forceinline__ void put_words(unsigned* row, int quad, float4 v) {
+  if (BF16) {
+    row[quad * 2] = make_word<BF16>(v.x, v.y);
+    row[quad * 2 + 1] = make_word<BF16>(v.z, v.w);
+  } else {
+    row[quad * 4] = make_word<BF16>(v.x, 0);
+    row[quad * 4 + 1] = make_word<BF16>(v.y, 0);
+    row[quad * 4 + 2] = make_word<BF16>(v.z, 0);
+    row[quad * 4 + 3] = make_word<BF16>(v.w, 0);
+  }
+}
+
 // acc (16 x CHANNELS) += rows (16 x WORDS) columns^T (CHANNELS x WORDS), by one warp.
 //
 // A tensor core adds with its results cut off, not rounded: a long sum in its accumulator would creep towards zero.

@@ -14,15 +14,16 @@ __device__ __forceinline__ float4 load_weights(const float* w, const Depth& k, i
 
 // `visit(at, v)` sees each value of x that a pixel's own place (the middle tap) reads: once in the whole launch.
 template <int CHANNELS, bool GRADIENT, class P, class Operand, class Visit>
-__device__ __forceinline__ void multiply_windows(P& product, typename P::Tiles& tiles, const Pixel* places, int count,
-                                                 Operand& x, int group, const float* w, int first_channel,
+__device__ __forceinline__ void multiply_windows(P& product, typename P::Tiles& tiles, const Pixel* places,
+                                                 const Tile& tile, Operand& x, const float* w, int first_channel,
                                                  const Geometry& g, Visit visit) {
+  const int count = min(P::ROWS, tile.end - tile.first);
   const int depth = g.kernel * g.kernel * g.channels, t = threadIdx.x, quad = t % P::QUADS;
   for (int first_k = 0; first_k < depth; first_k += P::DEPTH) {
     const int k = first_k + quad * 4;
     const Depth at = locate_depth(k, g.channels, g.kernel);
     const bool middle = blockIdx.y == 0 && at.tap_row == g.kernel / 2 && at.tap_column == g.kernel / 2;
-    if (k < depth) x.at_channel(group * g.channels + at.channel);
+    if (k < depth) x.at_channel(tile.group * g.channels + at.channel);
     for (int i = t / P::QUADS; i < P::ROWS; i += THREADS / P::QUADS) {
       float4 v = {0, 0, 0, 0};
       const int from = k < depth && i < count ? address(places[i], at, g) : -1;

@@ -121,6 +121,7 @@ def compile_step(
     compiler.run(images)
     emitter.sum_splits()
     emitter.update(network, planned_shapes(network))
+    emitter.pack()
     launches = tuple(fold_finishing(emitter.launches) if fold else emitter.launches)
     plan = Plan(batch_size, precision, launches, () if pixels else (images, emitter.labels))
     largest = max(plan.buffers.values(), key=lambda buffer: buffer.size if not buffer.permanent else 0)

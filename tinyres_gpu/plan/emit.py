@@ -18,7 +18,7 @@ from tinyres.networks import Network
 from tinyres.optim import decays
 from tinyres.recipes import Recipe
 from tinyres_gpu.kernels.conv import tile_channels
-from tinyres_gpu.kernels.loader import THREADS
+from tinyres_gpu.kernels.loader import STAGED_DEPTHS, THREADS
 from tinyres_gpu.plan.fold import FINISHING, UNFINISHED
 from tinyres_gpu.plan.launches import Argument, Buffer, Deal, Launch, Table, Updated, Written
 from tinyres_gpu.plan.layout import COLOURS, PLANES, planned_shape
@@ -31,6 +31,7 @@ BLOCKS = 264
 SUMMED_TOGETHER = 32 << 20
 """Bytes of splits: they are still in the L2 cache of a large card when they are added up."""
 
+WIDEST = 32  # image whose window is staged, as in staged.cuh
 ACROSS = 16  # channels that a block finishes, as in finish.cu
 STEP, SHORTEST_SPLIT = 32, 256  # pixels of a weight gradient's split: a multiple, and the least
 AFFINE, RUNNING = ("weight", "bias"), ("running_mean", "running_var")
@@ -122,6 +123,7 @@ class Emitter:
         self.arithmetic = ARITHMETIC[precision]
         self.images = batch_size, batch_size // groups
         self.launches: list[Launch] = []
+        self.packed: dict[str, tuple[Buffer, list[Buffer], Conv]] = {}  # weight -> packed for each way
         self.splits: list[tuple[Buffer, Buffer, int]] = []  # partial, gradient, how many: not added up yet
         self.position = Buffer("schedule.position", (1,), "int32", permanent=True)
         self.learning_rate = Buffer("schedule.learning_rate", (1,), permanent=True)
@@ -191,12 +193,12 @@ class Emitter:
         tile = tile_channels(layer.c_out)
         tiles = self._tiles(y, tile)
         partial = Buffer(f"{layer.name}.moments", (self.groups, tiles, layer.c_out, 2)) if moments else None
+        arithmetic, weight = self._operand(layer, c, image[1], forward=True)
         self.launch(
-            f"fused_conv<{tile}, {self.arithmetic}>",
+            f"fused_conv<{tile}, {arithmetic}>",
             CONVOLUTIONS,
             (self.groups * tiles, layer.c_out // tile),
-            *(*_stored(source.tensor), _numbers(source)),
-            parameter(layer.name + ".weight", planned_shape(layer)),
+            *(*_stored(source.tensor), _numbers(source), weight),
             *_added(shortcut),
             *(Written(y), _format(y), Written(partial) if partial else None),
             *self.images,
@@ -394,6 +396,19 @@ class Emitter:
         self.launch("sum_splits", WEIGHTS, (len(numbers),), Table(rows), Deal(numbers), Deal(firsts))
         self.splits = []
 
+    def pack(self) -> None:
+        """Round and arrange the weights that staged convolutions read; this launch comes first."""
+        if not self.packed:
+            return
+        rows = tuple(
+            (weight, Written(forward), Written(backward), layer.kernel**2, layer.c_in, layer.c_out)
+            for weight, (forward, backward), layer in self.packed.values()
+        )
+        numbers, firsts = _deal(ways[0].size // 2 for _, ways, _ in self.packed.values())
+        bf16 = str(self.arithmetic == "Bf16").lower()
+        self.launch(f"pack_weights<{bf16}>", REST, (len(numbers),), Table(rows), Deal(numbers), Deal(firsts))
+        self.launches.insert(0, self.launches.pop())
+
     def update(self, network: Network, shapes: dict[str, tuple[int, ...]]) -> None:
         """Move every parameter, in one launch; `shapes` are those on the GPU."""
         rows = []
@@ -424,18 +439,29 @@ class Emitter:
         n, h, w, c = dx.shape
         dy = Buffer(f"{layer.name}.y", (n, *_strided([h, w], layer.stride), layer.c_out))
         tile = tile_channels(c)
+        arithmetic, weight = self._operand(layer, layer.c_out, w, forward=False)
         self.launch(
-            f"fused_data_gradient<{tile}, {self.arithmetic}>",
+            f"fused_data_gradient<{tile}, {arithmetic}>",
             DATA,
             (self.groups * self._tiles(dx, tile), c // tile),
-            *(*_arriving(arriving), Written(keep) if keep else None),
-            parameter(layer.name + ".weight", planned_shape(layer)),
+            *(*_arriving(arriving), Written(keep) if keep else None, weight),
             *(added, added.shape[3] if added else 0, added_stride, *gate),
             *(Written(dx), _format(dx), Written(sums) if sums else None, *self.images),
             *(*dy.shape[1:], *dx.shape[1:], layer.kernel, layer.stride, *UNFINISHED),
             multiply_adds=_multiply_adds(layer, dy),
             channels=min(layer.c_in, layer.c_out),
         )
+
+    def _operand(self, layer: Conv, summed: int, width: int, *, forward: bool) -> tuple[str, Buffer]:
+        """Return the arithmetic of a convolution that sums over so many channels, and its weights."""
+        weight = parameter(layer.name + ".weight", planned_shape(layer))
+        depths = [d for d in STAGED_DEPTHS.get(self.arithmetic, ()) if summed % d == 0]
+        if not depths or layer.stride > 1 or (layer.kernel > 1 and width > WIDEST):
+            return self.arithmetic, weight
+        words = weight.size // 2 if self.arithmetic == "Bf16" else weight.size
+        ways = [Buffer(f"{layer.name}.packed.{way}", (words,), "uint32") for way in ("forward", "backward")]
+        self.packed[weight.name] = weight, ways, layer
+        return f"Staged<{depths[-1]}, {self.arithmetic}>", ways[0 if forward else 1]
 
     def _gradient_of(self, behind: Norm, tiles: int) -> tuple[Buffer, Buffer]:
         """Return the buffers of the gradient behind a batch norm and of its partial sums."""

@@ -1,0 +1,109 @@
+// A convolution's window, staged: the pixels that a tile of outputs reads are brought to shared memory once, where
+// all taps of the kernel find them. (window_product.cuh gathers each value anew for every tap: nine times for a 3 x 3
+// kernel it is read, normalised, rectified, rounded and stored.)
+//
+// Pixels are numbered through the rows of all images. With stride 1, the tap one row down and one column to the right
+// of pixel p reads pixel p + width + 1; so a tile of neighbouring pixels reads a run of them, longer by a row and a
+// pixel at both ends. Where the image ends, the run goes on with what no tap may read: such a read is sent to a row
+// of zeros instead. That is all there is to padding, and images may have any height, and any width up to WIDEST.
+//
+// Weights come packed (pack.cu): a lane finds what it has to hold for the tensor core in one piece, the same for
+// all blocks, and wants no shared memory for it. So between the barrier behind the staging and the end of the
+// sum no thread waits for another.
+
+constexpr int WIDEST = 32;  // image, for a 3 x 3 kernel
+
+template <int DEPTH, class Arithmetic> struct Staged {};  // DEPTH channels at a time
+
+template <int DEPTH, bool BF16> struct Stage {
+  static constexpr int VALUES = BF16 ? 2 : 1, WORDS = DEPTH / VALUES, STEPS = WORDS / 8, QUADS = DEPTH / 4;
+  static constexpr int PIXELS = 16 * WARPS, ZEROS = PIXELS + 2 * (WIDEST + 1);
+  unsigned rows[ZEROS + 1][WORDS + 4];  // 8 neighbours' quarters of a row lie in 32 different banks
+};
+
+template <int CHANNELS, int DEPTH, bool BF16>
+struct Product<CHANNELS, Staged<DEPTH, TensorCore<BF16>>> : WarpSums<CHANNELS> {
+  using Weight = uint2;
+  using Tiles = Stage<DEPTH, BF16>;
+  static constexpr int ROWS = Tiles::PIXELS;
+  union Shared {
+    Tiles tiles;
+    float outputs[ROWS][CHANNELS + 4];
+  };
+
+  // acc += 16 pixels x DEPTH (`row`: the lane's share of them, as load_matrices takes it) times one tap's weights, of
+  // which w names the lane's words; a step along the sum is `columns` blocks of 8 output channels away. What a tensor
+  // core cuts off (tensor_core.cuh) is nothing beside bfloat16's rounding; for TF32 each tap's sum begins anew.
+  __device__ __forceinline__ void multiply(const unsigned* row, const uint2* w, int columns) {
+    unsigned a[Tiles::STEPS][4];
+#pragma unroll
+    for (int step = 0; step < Tiles::STEPS; step++) load_matrices(a[step], row + step * 8);
+#pragma unroll
+    for (int j = 0; j < CHANNELS / 8; j++) {
+      float sum[4] = {};
+#pragma unroll
+      for (int step = 0; step < Tiles::STEPS; step++) {
+        const uint2 words = w[(step * columns + j) * 32];
+        const unsigned b[2] = {words.x, words.y};
+        if (BF16) mma_bf16(this->acc[j], a[step], b);
+        else mma_tf32(sum, a[step], b);
+      }
+#pragma unroll
+      for (int i = 0; i < 4 && !BF16; i++) this->acc[j][i] += sum[i];
+    }
+  }
+};
+
+// Bring DEPTH channels of the pixels begin ... end - 1 to the rows from `row` on. BATCH loads of a thread are under
+// way together. `visit(at, v)` sees each value of a tile's own pixels once in the whole launch.
+template <int BATCH, int DEPTH, bool BF16, class Operand, class Visit>
+__device__ __forceinline__ void stage_pixels(Stage<DEPTH, BF16>& stage, int row, int begin, int end, const Tile& tile,
+                                             Operand& x, int first_channel, int channels, Visit visit) {
+  using S = Stage<DEPTH, BF16>;
+  constexpr int STRIDE = THREADS / S::QUADS;
+  const int quad = threadIdx.x % S::QUADS, c = first_channel + quad * 4;
+  const int own_end = min(tile.end, tile.first + S::PIXELS);
+  x.at_channel(tile.group * channels + c);
+  for (int first = begin + (int)threadIdx.x / S::QUADS; first < end; first += BATCH * STRIDE) {
+    float4 v[BATCH];
+#pragma unroll
+    for (int i = 0; i < BATCH; i++)
+      if (first + i * STRIDE < end) v[i] = x.read((first + i * STRIDE) * channels + c);
+#pragma unroll
+    for (int i = 0; i < BATCH; i++) {
+      const int pixel = first + i * STRIDE;
+      if (pixel >= end) break;
+      if (blockIdx.y == 0 && pixel >= tile.first && pixel < own_end) visit(pixel * channels + c, v[i]);
+      put_words<BF16>(stage.rows[row + pixel - begin], quad, v[i]);
+    }
+  }
+}
+
+// window_product.cuh's, for kernels of 1 x 1 and 3 x 3 with stride 1.
+template <int CHANNELS, bool GRADIENT, int DEPTH, bool BF16, class Operand, class Visit>
+__device__ __forceinline__ void multiply_windows(Product<CHANNELS, Staged<DEPTH, TensorCore<BF16>>>& product,
+                                                 Stage<DEPTH, BF16>& stage, const Pixel* places, const Tile& tile,
+                                                 Operand& x, const uint2* w, int first_channel, const Geometry& g,
+                                                 Visit visit) {
+  using S = Stage<DEPTH, BF16>;
+  const int border = g.kernel / 2, halo = border * (g.width + 1), lane = threadIdx.x % 32;
+  const int row = threadIdx.x / 32 * 16 + lane % 16, end = min(tile.end, tile.first + S::PIXELS);
+  const int steps = g.channels / (8 * S::VALUES), columns = g.out_channels / 8;
+  const int begin = max(0, tile.first - halo), first_row = begin - (tile.first - halo);
+  const Pixel own = places[row];
+  if (threadIdx.x < S::WORDS) stage.rows[S::ZEROS][threadIdx.x] = 0;
+  for (int first = 0; first < g.channels; first += DEPTH) {
+    stage_pixels<CHANNELS == 64 ? 2 : 4>(stage, first_row, begin, min(tile.end, end + halo), tile, x, first, g.channels, visit);
+    __syncthreads();
+    for (int tap = 0; tap < g.kernel * g.kernel; tap++) {
+      const int away = tap / g.kernel - border, aside = tap % g.kernel - border;
+      const int down = GRADIENT ? -away : away, right = GRADIENT ? -aside : aside;
+      const bool inside = tile.first + row < end && (unsigned)(own.row + down) < (unsigned)g.height &&
+                          (unsigned)(own.column + right) < (unsigned)g.width;
+      const unsigned* from = stage.rows[inside ? halo + row + down * g.width + right : S::ZEROS];
+      const int step = tap * steps + first / (8 * S::VALUES);
+      product.multiply(from + lane / 16 * 4, w + (step * columns + first_channel / 8) * 32 + lane, columns);
+    }
+    __syncthreads();  // nobody may overwrite pixels that another thread still reads
+  }
+}
