@@ -51,6 +51,14 @@ def test_a_run_leaves_its_folder(toys, tmp_path) -> None:
     assert Config.read(tmp_path / "run" / "config.json") == resolved
 
 
+def test_no_row_is_a_mean_over_much_less_than_its_neighbours(toys, tmp_path) -> None:
+    """Where ten does not divide the iterations between two looks, either."""
+    toy_train(tmp_path, replace(CONFIG, iterations=70, eval_every=35))
+    ends = [0, *(row["iteration"] for row in read_table(tmp_path / "metrics.csv"))]
+    assert ends[10::10] == [35, 70]
+    assert set(np.diff(ends)) == {3, 4}
+
+
 def test_the_table_holds_means_over_its_intervals(toys, tmp_path) -> None:
     toy_train(tmp_path, replace(CONFIG, eval_every=20))  # a row every 2 iterations, one look at the end
     rows = read_table(tmp_path / "metrics.csv")

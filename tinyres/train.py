@@ -67,9 +67,8 @@ from tinyres.step import outcomes
 
 METRICS = ("iteration", "epoch", "learning_rate", "training_loss", "training_error", "test_loss", "test_error")
 TIMING = ("iteration", "seconds", "step_seconds")
-ROWS_AN_EVALUATION = (
-    10  # the training loss costs nothing, so it is written this much oftener than the test error
-)
+ROWS = 10
+"""Lines of metrics.csv for each look at the test set: the training loss costs nothing."""
 
 
 @dataclass
@@ -221,7 +220,6 @@ class _Run:
     def take_steps(self, step: Any, start: int, sums: Sums) -> None:
         """Take the steps from `start` on; write rows, curves and checkpoints when they are due."""
         config, batches = self.config, self.batches
-        row_every = max(1, config.eval_every // ROWS_AN_EVALUATION)
         times = read_table(self.out / "timing.csv")
         before, step_seconds = (times[-1]["seconds"] or 0, times[-1]["step_seconds"] or 0) if times else (0, 0)
         begun = time.perf_counter()
@@ -252,7 +250,7 @@ class _Run:
                 done = t + 1
                 over = done == config.iterations
                 look = over or done % config.eval_every == 0
-                if look or done % row_every == 0:
+                if look or row_is_due(done, config.eval_every):
                     epoch = round(done / batches.iterations_per_epoch, 4)
                     found = self.evaluate(step) if look else None
                     tested = (found.loss, found.error) if found else (None, None)
@@ -351,6 +349,17 @@ class _Run:
             f"{result['images_per_second']:,} images/s; {self.out / 'curves.png'}"
         )
         return result
+
+
+def row_is_due(done: int, eval_every: int) -> bool:
+    """Return whether metrics.csv gets a line after so many iterations, at intervals as equal as they can be.
+
+    Examples
+    --------
+    >>> [done for done in range(1, 51) if row_is_due(done, 25)]
+    [3, 5, 8, 10, 13, 15, 18, 20, 23, 25, 28, 30, 33, 35, 38, 40, 43, 45, 48, 50]
+    """
+    return done * ROWS // eval_every > (done - 1) * ROWS // eval_every
 
 
 def _check_run(config: Config, out: Path, resume: bool) -> None:
