@@ -135,6 +135,7 @@ def test_a_loss_that_is_no_number_stops_it(tmp_path) -> None:
         ("--seed -1", "seed must be"),
         ("--validation 40", "cannot hold out 40"),
         ("--data-dir nowhere", "is not in nowhere"),
+        ("--data-dir nowhere", "--dataset shapes needs no download"),
         ("--colour red", "unrecognized arguments: --colour red"),
     ],
 )

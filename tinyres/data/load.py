@@ -77,7 +77,7 @@ def load_dataset(
             raise UserError(
                 f"{cifar.title} is not in {folder}: run `python -m tinyres download {name}`, or put the folder "
                 f"{cifar.binary.folder} or {cifar.pickled.folder} somewhere yourself and name that place with "
-                "--data-dir or TINYRES_DATA."
+                "--data-dir or TINYRES_DATA; --dataset shapes needs no download."
             )
         training, test = found
     else:
