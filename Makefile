@@ -14,7 +14,8 @@ $(BIN)/.installed: pyproject.toml setup.py $(CONSTRAINTS)
 	touch $@
 
 train: $(BIN)/.installed
-	$(BIN)/python demos/train_cifar.py --dataset shapes --depth 20 --iterations 350 --eval-every 175 --out runs/first
+	$(BIN)/python demos/train_cifar.py --dataset shapes --depth 20 --iterations 350 --eval-every 175 \
+	    --out runs/first --resume
 
 test: $(BIN)/.installed
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests tinyres

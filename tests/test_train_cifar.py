@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import runpy
 import signal
 import subprocess
 import sys
@@ -103,6 +104,16 @@ def test_ctrl_c_saves_says_how_to_go_on_and_the_rest_needs_no_flags(whole, tmp_p
     code, _, err = finish("--out", str(run), "--resume", "--quiet")
     assert (code, err) == (0, "")
     assert ending(run) == ending(whole[0])
+
+
+def test_make_train_needs_no_download_and_goes_on_where_it_was_stopped() -> None:
+    makefile = DEMO.parents[1] / "Makefile"
+    if not makefile.exists():
+        pytest.skip("the Makefile is not installed")
+    run = subprocess.run(["make", "--dry-run", "train"], cwd=makefile.parent, capture_output=True, text=True)
+    _, _, flags = run.stdout.partition(f"demos/{DEMO.name}")
+    asked = runpy.run_path(str(DEMO))["build_parser"]().parse_args(flags.replace("\\\n", "").split())
+    assert (asked.dataset, asked.resume) == ("shapes", True)
 
 
 def test_a_loss_that_is_no_number_stops_it(tmp_path) -> None:
