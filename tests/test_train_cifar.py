@@ -110,7 +110,8 @@ def test_make_train_needs_no_download_and_goes_on_where_it_was_stopped() -> None
     makefile = DEMO.parents[1] / "Makefile"
     if not makefile.exists():
         pytest.skip("the Makefile is not installed")
-    run = subprocess.run(["make", "--dry-run", "train"], cwd=makefile.parent, capture_output=True, text=True)
+    command = ["make", "--dry-run", "--no-print-directory", "train"]
+    run = subprocess.run(command, cwd=makefile.parent, capture_output=True, text=True)
     _, _, flags = run.stdout.partition(f"demos/{DEMO.name}")
     asked = runpy.run_path(str(DEMO))["build_parser"]().parse_args(flags.replace("\\\n", "").split())
     assert (asked.dataset, asked.resume) == ("shapes", True)
