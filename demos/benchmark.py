@@ -413,7 +413,7 @@ def read_sides(text: str, known: Sequence[str]) -> list[str]:
 def main() -> None:
     """Run the program."""
     available = len(os.sched_getaffinity(0))
-    parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__)
     sides = "; ".join(f"with {name}: {', '.join(which.sides[1:])}" for name, which in BENCHMARKS.items())
     parser.add_argument("--backend", choices=BENCHMARKS, default="numpy", help="numpy: the CPU; cupy: a GPU")
     parser.add_argument("--against", help=f"sides, with commas; {sides}")

@@ -9,7 +9,6 @@ demos/train_cifar.py leaves, and `metrics.csv` beside it: copy both to docs/resu
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import statistics
@@ -578,7 +577,7 @@ def ledger(results: Results) -> str:
 
 def main() -> None:
     """Write the page."""
-    parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__)
     parser.add_argument("--results", type=Path, default=Path("docs/results"), help="(default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("docs/claims.md"), help="(default: %(default)s)")
     flags = parser.parse_args()

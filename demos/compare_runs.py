@@ -10,7 +10,6 @@ runs that are not over are shown, and left out of the statistics.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -112,7 +111,7 @@ def in_columns(lines: list[tuple[str, ...]]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Compare the runs that the command line names."""
-    parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="FOLDER", help="a run's folder")
     parser.add_argument("--out", type=Path, default=Path("comparison.png"), help="(default: comparison.png)")
     flags = parser.parse_args(arguments)

@@ -33,7 +33,7 @@ def command_line(
     doc: str | None, *, depth: int = 110, batch_size: int = 16, precision: str = "float32"
 ) -> CommandLine:
     """Return a parser with the flags that every lab demo has."""
-    parser = CommandLine(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=doc)
     add = parser.add_argument
     add("--depth", type=int, default=depth, help="weight layers (default: %(default)s)")
     add("--backend", choices=NAMES, default="numpy", help="(default: %(default)s)")

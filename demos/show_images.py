@@ -9,7 +9,6 @@ image shows what zero means to the network: the mean image in recipe ``paper``, 
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from tinyres.run_folder import write_file
 
 def main(arguments: list[str] | None = None) -> None:
     """Draw the images of one mini-batch."""
-    parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__)
     parser.add_argument("--dataset", choices=DATASETS, default="shapes")
     parser.add_argument("--data-dir", metavar="FOLDER")
     parser.add_argument("--recipe", choices=RECIPES, default="paper")

@@ -9,7 +9,6 @@ that grows as variants finish; the same command again goes on where it stopped.
 
 from __future__ import annotations
 
-import argparse
 import csv
 from itertools import product
 from pathlib import Path
@@ -55,7 +54,7 @@ def train_variant(
 
 def main() -> int:
     """Train what the table does not hold yet."""
-    parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__)
     parser.add_argument("--dataset", default="cifar10")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--backend", choices=NAMES, default="numpy")

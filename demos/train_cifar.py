@@ -28,7 +28,7 @@ SWITCHES = {
 
 def build_parser() -> CommandLine:
     """Make a flag of every field of `Config`, and a switch of every field of `Recipe`."""
-    parser = CommandLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__)
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="(default: runs/<a name from the flags>)")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
     parser.add_argument("--quiet", action="store_true", help="print nothing but warnings")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class UserError(ValueError):
@@ -13,7 +13,16 @@ class UserError(ValueError):
 
 
 class CommandLine(argparse.ArgumentParser):
-    """An argument parser that reports a bad flag as every other bad input is reported."""
+    """An argument parser that reports a bad flag as every other bad input, and shows its description as it is.
+
+    Parameters
+    ----------
+    **options
+        Those of `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
         """Raise the message as one sentence.

@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = CHECKOUT / "docs" / "results"
     if flags.phase:
         if flags.phase not in PHASES:
-            raise UserError(f"there is no phase {flags.phase!r}: choose one of {', '.join(PHASES)}.")
+            raise UserError(f"there is no phase {flags.phase!r}: tinyres_gpu/phases.py has their names.")
         print(json.dumps(run_here(flags.phase, REHEARSAL if flags.rehearse else FULL)))
         return 0
     if flags.rehearse:

@@ -268,6 +268,12 @@ def test_an_unknown_phase_is_refused() -> None:
         check.main(["--phase", "juggling"])
 
 
+def test_help_shows_each_command_on_a_line_of_its_own(capsys) -> None:
+    with pytest.raises(SystemExit):
+        check.main(["--help"])
+    assert "\n    python -m tinyres_gpu.check --rehearse " in capsys.readouterr().out
+
+
 def test_the_table_and_the_page() -> None:
     found = {
         "step of ResNet-20": {"result": {"milliseconds": 61.2345, "images_per_second": 2090.3}},
