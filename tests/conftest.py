@@ -16,5 +16,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 # Tests run side by side (pytest-xdist), on small arrays: threads inside BLAS would only get in the way.
 threadpool_limits(1, user_api="blas")
+# No kernels are chosen by measuring, unless a test does it: neither on a card nor on the stand-in for one.
+os.environ.setdefault("TINYRES_KERNELS", "default")
 for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
     os.environ.setdefault(name, "1")  # for the processes that tests start

@@ -97,6 +97,28 @@ def test_interrupted_it_saves_and_goes_on_to_the_same_end(toys, tmp_path, capfd)
     assert ending(tmp_path / "run") == ending(tmp_path / "whole")
 
 
+def test_a_resumed_run_has_the_kernels_that_it_had(toys, tmp_path, capsys, monkeypatch) -> None:
+    """A step that chooses gets back what it chose when it wrote the checkpoint."""
+    given, chosen = [], {"a question": {"tile": 32}}
+    make = toy_run.ToyStep.__init__
+
+    def choose(self, *arguments, kernels=None, **options):
+        make(self, *arguments, **options)
+        given.append(kernels)
+        self.kernels, self.tuning = kernels or chosen, "measured in no time"
+
+    monkeypatch.setattr(ToyStep, "__init__", choose)
+    monkeypatch.setattr(ToyStep, "accidents", {4: "interrupt"})
+    with pytest.raises(KeyboardInterrupt):
+        toy_run.tinyres.train.train(CONFIG, tmp_path, data=toy_run.toy_data())
+    monkeypatch.setattr(ToyStep, "accidents", {})
+    chosen = {"a question": {"tile": 64}}
+    toy_train(tmp_path, resume=True)
+    assert given == [{}, {"a question": {"tile": 32}}]
+    assert "kernels  measured in no time\n" in capsys.readouterr().out
+    assert load_checkpoint(checkpoint_path(tmp_path, 12)).facts["kernels"] == given[1]
+
+
 def test_resuming_a_finished_run_changes_nothing(toys, tmp_path) -> None:
     first = toy_train(tmp_path)
     before = ending(tmp_path)

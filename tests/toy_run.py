@@ -37,7 +37,7 @@ CONFIG = Config(
 class ToyStep:
     """Moves every array a little, differently in each iteration; `accidents` says what happens when."""
 
-    kind, why, replicas = "toy", "", 1
+    kind, why, replicas, kernels, tuning = "toy", "", 1, {}, ""
 
     accidents: dict = {}  # noqa: RUF012 (tests set it)
 

@@ -2,7 +2,8 @@
 
 *What* is computed (network, recipe, data, seed) decides which numbers come out, so a resumed run must agree in
 all of it. *How* (backend, precision, how often to look) may be changed on the way; it is recorded, and reused
-where nothing else is asked for. Where both parts are equal, so are the bits.
+where nothing else is asked for. Where both parts are equal, so are the bits, except that a step on a GPU may
+choose among kernels by measuring: what it chose is in the checkpoints.
 """
 
 from __future__ import annotations

@@ -53,6 +53,8 @@ class ComposedStep:
         For replicas on several machines, which are not built yet.
     replicas : int, optional
         A composed step runs in one process, whatever is asked for.
+    kernels : mapping, optional
+        What `kernels` of an earlier step of the run was, for steps that choose among kernels.
 
     Attributes
     ----------
@@ -60,11 +62,17 @@ class ComposedStep:
         ``composed``; a backend may have ``planned`` steps, too.
     why : str
         Why it is composed, where it might have been planned.
+    kernels : mapping
+        What was chosen among kernels that differ in last bits, as JSON has it; nothing here.
+    tuning : str
+        How that was chosen, in words.
     """
 
     kind = "composed"
     why = ""
     replicas = 1
+    kernels: Mapping[str, Any] = {}
+    tuning = ""
 
     def __init__(
         self,
@@ -79,6 +87,7 @@ class ComposedStep:
         seed: int = 0,
         communicator: None = None,
         replicas: int | None = None,
+        kernels: Mapping[str, Any] | None = None,
     ) -> None:
         self.backend, self.network, self.recipe = backend, network, recipe
         self.batches, self.iterations, self.seed = batches, iterations, seed

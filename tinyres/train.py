@@ -145,7 +145,7 @@ def train(
     with owned(out):
         _check_run(config, out, resume)
         run.record_config()
-        start, state, sums = run.restore()
+        start, state, sums, kernels = run.restore()
         step = backend.make_step(
             network,
             config.recipe,
@@ -155,11 +155,14 @@ def train(
             dtype=config.dtype,
             seed=config.seed,
             replicas=config.replicas,
+            kernels=kernels,
             **({"stored": config.stream} if config.stream != "float32" else {}),
         )
         try:
             why = f" ({step.why})" if step.why else ""
             run.say(f"{'step':9}{step.kind}{why}, in {step.replicas} process{'es' * (step.replicas > 1)}")
+            if step.tuning:
+                run.say(f"{'kernels':9}{step.tuning}")
             run.take_steps(step, start, sums)
         finally:
             step.close()
@@ -196,9 +199,9 @@ class _Run:
             )
         write_file(path, self.config.to_json().encode())
 
-    def restore(self) -> tuple[int, dict[str, Array], Sums]:
+    def restore(self) -> tuple[int, dict[str, Array], Sums, dict[str, Any]]:
         """Return where to go on: the newest good checkpoint, else the beginning. Cut the tables back to it."""
-        config, start, sums = self.config, 0, Sums()
+        config, start, sums, kernels = self.config, 0, Sums(), {}
         state = initialise(
             self.network, config.recipe, config.seed, gate_bias=config.gate_bias, dtype=config.dtype
         )
@@ -208,14 +211,14 @@ class _Run:
             check_state(saved, state, path)
             if facts["what"] != config.part("what"):
                 raise UserError(f"{path} is from another run than the config.json beside it.")
-            state, sums = saved, Sums(**facts["sums"])
+            state, sums, kernels = saved, Sums(**facts["sums"]), facts.get("kernels", {})
             prune_checkpoints(path)
             self.say(f"{'resumed':9}after {start:,} iterations")
         for leftover in temporary_files(self.out):
             leftover.unlink()
         cut_table(self.out / "metrics.csv", METRICS, start)
         cut_table(self.out / "timing.csv", TIMING, start)
-        return start, state, sums
+        return start, state, sums, kernels
 
     def take_steps(self, step: Any, start: int, sums: Sums) -> None:
         """Take the steps from `start` on; write rows, curves and checkpoints when they are due."""
@@ -268,7 +271,7 @@ class _Run:
                     state = step.state()
                     if not all(np.isfinite(array).all() for array in state.values()):
                         raise self.diverged("the weights stopped being finite numbers", t, rate)
-                    facts = {"what": config.part("what"), "sums": asdict(sums)}
+                    facts = {"what": config.part("what"), "sums": asdict(sums), "kernels": step.kernels}
                     save_checkpoint(self.out, done, state, facts)
                 if interrupted and still and not over:
                     raise KeyboardInterrupt(f"saved after {done:,} iterations in {self.out}")

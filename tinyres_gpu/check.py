@@ -29,6 +29,7 @@ from typing import Any
 
 from tinyres.errors import CommandLine, UserError, exit_with_one_sentence
 from tinyres.run_folder import write_file
+from tinyres_gpu.device import name_of_card
 from tinyres_gpu.phases import ENVIRONMENT, PHASES
 from tinyres_gpu.results import NO_RESULT, load, render, table
 from tinyres_gpu.runs import keep_logs
@@ -41,7 +42,6 @@ from tinyres_gpu.setting import (
     Skipped,
     Unfinished,
     machine,
-    name_of_card,
 )
 
 LIMIT = 600  # seconds of a phase

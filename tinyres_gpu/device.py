@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,17 @@ def describe_card(cupy: Any) -> dict[str, str]:
         "runtime_cuda": _version(runtime.runtimeGetVersion()),
         "cupy": cupy.__version__,
     }
+
+
+def name_of_card(here: Mapping[str, Any]) -> str:
+    """Return how files call a card, from what `describe_card` says.
+
+    Examples
+    --------
+    >>> name_of_card({"card": "NVIDIA H100 80GB HBM3"})
+    'nvidia-h100-80gb-hbm3'
+    """
+    return "-".join(here["card"].lower().split())
 
 
 def card_in_words(cupy: Any) -> str:

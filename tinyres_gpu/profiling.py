@@ -121,7 +121,7 @@ def time_work(
     """
     lines = []
     for one in work:
-        seconds = _seconds(cuda, one.run, flush, repeats)
+        seconds = launch_seconds(cuda, one.run, flush, repeats)
         line: dict[str, Any] = {
             "kernel": one.kernel,
             "shape": "x".join(map(str, one.shape)),
@@ -137,11 +137,23 @@ def time_work(
     return sorted(lines, key=lambda line: -line["launches"] * line["microseconds"])
 
 
-def _seconds(cuda: Any, run: Callable[[], None], flush: Callable[[], None], repeats: int) -> float:
+def launch_seconds(cuda: Any, run: Callable[[], None], prepare: Callable[[], None], repeats: int) -> float:
+    """Return the seconds between two events around a launch, the median.
+
+    Parameters
+    ----------
+    cuda : module
+        cupy.cuda; launches and events go to its current stream.
+    run : callable
+        The launch.
+    prepare : callable
+        Runs before each; it keeps the card busy while the host prepares the launch.
+    repeats : int
+    """
     events = []
     for _ in range(repeats):
         start, end = cuda.Event(), cuda.Event()
-        flush()
+        prepare()
         start.record()
         run()
         end.record()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +19,10 @@ from tinyres.errors import UserError
 from tinyres.init import initialise
 from tinyres.networks import Network, build_network
 from tinyres.recipes import PAPER, PAPER_ITERATIONS
-from tinyres_gpu.device import describe_card
+from tinyres_gpu.device import describe_card, name_of_card
 from tinyres_gpu.kernels import PRECISIONS, check_precision
 from tinyres_gpu.kernels.step import KernelStep
+from tinyres_gpu.plan.kept import digest
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -95,18 +95,6 @@ def machine() -> dict[str, Any]:
         "source": digest(Path(__file__).parent),
     }
     return {**describe_card(cupy), "python": platform.python_version(), **versions}
-
-
-def digest(folder: Path) -> str:
-    """Return a few letters that change when a source file of the kernels, or of what launches them, does."""
-    files = [path for name in ("kernels", "plan") for path in (folder / name).iterdir() if path.is_file()]
-    content = (f"{path.name}\0".encode() + path.read_bytes() for path in sorted(files))
-    return hashlib.sha256(b"\0".join(content)).hexdigest()[:8]
-
-
-def name_of_card(here: Mapping[str, Any]) -> str:
-    """Return how files call a machine's card."""
-    return "-".join(here["card"].lower().split())
 
 
 def runs_folder() -> Path:

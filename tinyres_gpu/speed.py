@@ -96,14 +96,18 @@ def _seconds(cupy: Any, call: Callable[[], Any], times: int = 10) -> float:
 
 
 def step_time(size: Size, depth: int, rung: str) -> dict[str, Any]:
-    """Time a training step."""
+    """Time a training step, and say what was chosen among its kernels."""
     try:
         step = training_step(backend_of(rung), network_of(depth, size), size)
         seconds = _median_seconds(step, size)
     except UserError as error:  # the network is too large for the card
         raise Skipped(str(error)) from error
     pool = step.backend.xp.get_default_memory_pool()
-    return {**_rates(seconds, size), "gigabytes": pool.total_bytes() / 1e9}
+    choices = [
+        f"{question}: " + ", ".join(f"{key} {value}" for key, value in choice.items())
+        for question, choice in step.kernels.items()
+    ]
+    return {**_rates(seconds, size), "gigabytes": pool.total_bytes() / 1e9, "choices": choices}
 
 
 def kernel_times(size: Size, depth: int, rung: str) -> dict[str, Any]:

@@ -340,6 +340,7 @@ class MemoryPool:
 def stand_in() -> Any:
     """Return a new stand-in for the module `cupy`, with a card of 8 GB and CUDA 13.0."""
     card = {"name": b"a stand-in", "totalGlobalMem": 8 << 30, "major": 9, "minor": 0}
+    card |= {"multiProcessorCount": 132, "l2CacheSize": 50 << 20}
     module: Any = _Module("cupy", np)
     module.__version__, module.ndarray = "14.2.0", ndarray
     module.get_default_memory_pool = MemoryPool

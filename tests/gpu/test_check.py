@@ -21,13 +21,14 @@ from tinyres.networks import build_network
 from tinyres_gpu import check, correctness, speed
 from tinyres_gpu.check import failures, run_all, run_here, run_in_a_process
 from tinyres_gpu.phases import ENVIRONMENT, PHASES
+from tinyres_gpu.plan.kept import digest
 from tinyres_gpu.results import BEGIN, END, NOTHING, load, render, table
-from tinyres_gpu.setting import FULL, RUNGS, TOY, PhaseError, Skipped, Unfinished, digest
+from tinyres_gpu.setting import FULL, RUNGS, TOY, PhaseError, Skipped, Unfinished
 
 PAGE = Path(check.__file__).parents[1] / "docs" / "gpu.md"
 
 
-TIMES = {"milliseconds", "images_per_second", "gigabytes"}
+TIMES = {"milliseconds", "images_per_second", "gigabytes", "choices"}
 LOSSES = {"first_loss", "worst_loss", "worst_array"}
 KERNELS = {"launches", "milliseconds", "copy_terabytes_per_second", "products_teraflops", "times"}
 

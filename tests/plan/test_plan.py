@@ -10,8 +10,8 @@ from tests.kernels.tools import EMULATED, require_compiler
 from tests.plan.tools import GROUPED, IMAGES, NETWORKS, SIZE, build, gradients_of, planned
 from tinyres.networks import build_network
 from tinyres.recipes import PAPER
-from tinyres_gpu.plan import emit
 from tinyres_gpu.plan.__main__ import main
+from tinyres_gpu.plan.choices import Choices, Hardware
 from tinyres_gpu.plan.compile import compile_step, why_not
 from tinyres_gpu.plan.composed import composed_launches
 from tinyres_gpu.plan.emit import Pixels
@@ -223,10 +223,9 @@ def test_a_launch_of_nothing_is_refused():
 
 
 @pytest.mark.parametrize("depth", [8, 14, 20])
-def test_a_plan_adds_up_splits_only_where_there_are_any(depth, monkeypatch):
+def test_a_plan_adds_up_splits_only_where_there_are_any(depth):
     """Even if the last weight gradient is added up as soon as it is there."""
-    monkeypatch.setattr(emit, "SUMMED_TOGETHER", 0)
-    plan = compile_step(build_network(depth), GROUPED, IMAGES)
+    plan = compile_step(build_network(depth), GROUPED, IMAGES, choices=Choices(Hardware(132, l2=2)))
     verify(plan)
     kernels = [launch.kernel for launch in plan.launches]
     assert kernels.count("sum_splits") == sum(kernel.startswith("fused_weight") for kernel in kernels)

@@ -47,6 +47,8 @@ class FastStep:
         `tinyres.data.Batches` does, each replica draws no more than its own images.
     replicas : int, optional
         How many processes share the mini-batch, at most; by default as many as there are cores.
+    kernels : mapping, optional
+        Not looked at: nothing is chosen here.
 
     Attributes
     ----------
@@ -60,6 +62,8 @@ class FastStep:
 
     kind = "planned"
     why = ""
+    kernels: Mapping[str, Any] = {}
+    tuning = ""
 
     def __init__(
         self,
@@ -74,6 +78,7 @@ class FastStep:
         seed: int = 0,
         communicator: None = None,
         replicas: int | None = None,
+        kernels: Mapping[str, Any] | None = None,
     ) -> None:
         self.network, self.recipe, self.batches, self.iterations = network, recipe, batches, iterations
         self.dtype = np.dtype(dtype)

@@ -25,6 +25,7 @@ from tinyres.networks import IMAGE_SIZE, Network
 from tinyres.recipes import Recipe
 from tinyres.units import ResidualUnit
 from tinyres_gpu.kernels.loader import LARGEST
+from tinyres_gpu.plan.choices import Choices
 from tinyres_gpu.plan.emit import Arriving, Emitter, Feature, Norm, Pixels, Shortcut, Signal
 from tinyres_gpu.plan.fold import fold_finishing
 from tinyres_gpu.plan.launches import Buffer, Plan
@@ -78,6 +79,7 @@ def compile_step(
     pixels: Pixels | None = None,
     largest_batch: int | None = None,
     fold: bool = True,
+    choices: Choices | None = None,
 ) -> Plan:
     """Compile a network's training step.
 
@@ -101,6 +103,8 @@ def compile_step(
         Images in the largest mini-batch of the run, if not `batch_size`.
     fold : bool
         Whether launches finish the moments and sums that they find themselves.
+    choices : Choices, optional
+        Which kernels in which shapes; the defaults for a Hopper card where it is not given.
 
     Raises
     ------
@@ -112,7 +116,8 @@ def compile_step(
     if why := why_not(network, size):
         raise ValueError(why)
     storage = get_storage(precision, stream)
-    emitter = Emitter(batch_size, recipe.groups(batch_size), precision, storage, recipe)
+    groups = recipe.groups(batch_size)
+    emitter = Emitter(batch_size, groups, precision, storage, recipe, choices or Choices())
     emitter.next_iteration()
     images = Buffer("images", (batch_size, *size, PLANES))
     if pixels:

@@ -18,7 +18,8 @@ from tinyres.networks import Network
 from tinyres.optim import decays
 from tinyres.recipes import Recipe
 from tinyres_gpu.kernels.conv import tile_channels
-from tinyres_gpu.kernels.loader import STAGED_DEPTHS, THREADS
+from tinyres_gpu.kernels.loader import THREADS
+from tinyres_gpu.plan.choices import CONVOLUTIONS, DATA, WEIGHTS, Choices, Decision, Question, kernel_of
 from tinyres_gpu.plan.fold import FINISHING, UNFINISHED
 from tinyres_gpu.plan.launches import Argument, Buffer, Deal, Launch, Table, Updated, Written
 from tinyres_gpu.plan.layout import COLOURS, PLANES, planned_shape
@@ -26,17 +27,11 @@ from tinyres_gpu.plan.storage import FORMATS, Storage
 
 ARITHMETIC = {"float32": "Float32", "tf32": "Tf32", "bf16": "Bf16"}
 ELEMENTS = 1024  # of a parameter that a block sums or updates, as in finish.cu and update.cu
-BLOCKS = 264
-"""That a weight gradient is split into: two for each processor of an H100, and a good many elsewhere."""
-SUMMED_TOGETHER = 32 << 20
-"""Bytes of splits: they are still in the L2 cache of a large card when they are added up."""
-
-WIDEST = 32  # image whose window is staged, as in staged.cuh
 ACROSS = 16  # channels that a block finishes, as in finish.cu
 STEP, SHORTEST_SPLIT = 32, 256  # pixels of a weight gradient's split: a multiple, and the least
 AFFINE, RUNNING = ("weight", "bias"), ("running_mean", "running_var")
 
-CONVOLUTIONS, DATA, WEIGHTS = "convolutions", "data gradients", "weight gradients"
+SUMMING, POSITION = "sum_splits", "schedule.position"
 JOINS, HEAD, REST = "joins", "head", "mini-batch and update"
 
 
@@ -44,8 +39,9 @@ class Feature(NamedTuple):
     """What a convolution wrote."""
 
     tensor: Buffer  # (N, H, W, C)
-    partial: Buffer | None = None  # (groups, tiles, C, 2): its moments, where a batch norm follows
-    stream: bool = True  # is it x_l, or inside a branch?
+    partial: Buffer | None  # (groups, tiles, C, 2): its moments, where a batch norm follows
+    pixels_of_tile: int
+    stream: bool  # is it x_l, or inside a branch?
 
 
 @dataclass(frozen=True)
@@ -116,16 +112,26 @@ class Emitter:
     precision : str
     storage : Storage
     recipe : Recipe
+    choices : Choices
     """
 
-    def __init__(self, batch_size: int, groups: int, precision: str, storage: Storage, recipe: Recipe) -> None:
+    def __init__(
+        self,
+        batch_size: int,
+        groups: int,
+        precision: str,
+        storage: Storage,
+        recipe: Recipe,
+        choices: Choices,
+    ) -> None:
         self.batch_size, self.groups, self.storage, self.recipe = batch_size, groups, storage, recipe
+        self.choices = choices
         self.arithmetic = ARITHMETIC[precision]
         self.images = batch_size, batch_size // groups
         self.launches: list[Launch] = []
         self.packed: dict[str, tuple[Buffer, list[Buffer], Conv]] = {}  # weight -> packed for each way
         self.splits: list[tuple[Buffer, Buffer, int]] = []  # partial, gradient, how many: not added up yet
-        self.position = Buffer("schedule.position", (1,), "int32", permanent=True)
+        self.position = Buffer(POSITION, (1,), "int32", permanent=True)
         self.learning_rate = Buffer("schedule.learning_rate", (1,), permanent=True)
         self.labels = Buffer("labels", (batch_size,), "int32")
 
@@ -138,9 +144,11 @@ class Emitter:
         multiply_adds: int = 0,
         channels: int = 0,
         partly: dict[str, int] | None = None,
+        decision: Decision | None = None,
     ) -> None:
         """Add one launch."""
-        self.launches.append(Launch(kernel, kind, grid, arguments, multiply_adds, channels, partly or {}))
+        partly = partly or {}
+        self.launches.append(Launch(kernel, kind, grid, arguments, multiply_adds, channels, partly, decision))
 
     # ---- Forward
 
@@ -190,15 +198,19 @@ class Emitter:
         out_image = _strided(image, layer.stride)
         dtype = self.storage.stream if stream else self.storage.branch
         y = Buffer(f"{layer.name}.y", (n, *out_image, layer.c_out), dtype)
-        tile = tile_channels(layer.c_out)
-        tiles = self._tiles(y, tile)
+        added = shortcut.signal if shortcut else None
+        decision = self._decide(
+            *(CONVOLUTIONS, layer, source.tensor.shape, source.tensor, _numbers(source)),
+            *(added and added.tensor, added and _numbers(added), y, y if moments else None),
+        )
+        tile = decision.choice.tile
+        tiles = self._tiles(y, self._rows(tile))
         partial = Buffer(f"{layer.name}.moments", (self.groups, tiles, layer.c_out, 2)) if moments else None
-        arithmetic, weight = self._operand(layer, c, image[1], forward=True)
         self.launch(
-            f"fused_conv<{tile}, {arithmetic}>",
+            kernel_of(decision),
             CONVOLUTIONS,
             (self.groups * tiles, layer.c_out // tile),
-            *(*_stored(source.tensor), _numbers(source), weight),
+            *(*_stored(source.tensor), _numbers(source), self._weight(layer, decision)),
             *_added(shortcut),
             *(Written(y), _format(y), Written(partial) if partial else None),
             *self.images,
@@ -207,12 +219,13 @@ class Emitter:
             multiply_adds=_multiply_adds(layer, y),
             channels=min(layer.c_in, layer.c_out),
             partly=_part_of(shortcut, source),
+            decision=decision,
         )
-        return Feature(y, partial, stream)
+        return Feature(y, partial, self._rows(tile), stream)
 
     def norm(self, layer: BatchNorm, feature: Feature) -> Norm:
         """Finish the moments of a feature, and fold them into the running ones."""
-        y, partial, stream = feature
+        y, partial, pixels_of_tile, stream = feature
         assert partial is not None, layer.name
         tiles, c = partial.shape[1:3]
         numbers = Buffer(f"{layer.name}.numbers", (self.groups, c, 4))
@@ -220,7 +233,7 @@ class Emitter:
         mean, var = (Updated(parameter(f"{layer.name}.{which}", (c,))) for which in RUNNING)
         row = (
             *(gamma, beta, Written(numbers), mean, var),
-            *(self.groups, tiles, self._rows(tile_channels(c)), self._pixels(y) // self.groups, c),
+            *(self.groups, tiles, pixels_of_tile, self._pixels(y) // self.groups, c),
             *(float(self.recipe.eps), float(self.recipe.running_momentum)),
         )
         self.launch("finish_moments", FINISHING, (-(-c // ACROSS),), Table((row,)), partial)
@@ -276,7 +289,7 @@ class Emitter:
         )
         tile = tile_channels(c)
         rows = THREADS * 16 // tile
-        tiles = self._tiles(behind.tensor, tile, rows)
+        tiles = self._tiles(behind.tensor, rows)
         dz, sums = self._gradient_of(behind, tiles)
         self.launch(
             f"pool_gradient<{tile}>",
@@ -319,34 +332,41 @@ class Emitter:
         Arriving
             At the feature that the batch norm reads.
         """
-        tile = tile_channels(layer.c_in)
-        dz, sums = self._gradient_of(behind, self._tiles(behind.tensor, tile))
+        shape = behind.tensor.shape
+        tensors = *_parts(arriving), keep, added, behind.tensor, behind.gate, self._dz(behind)
+        decision = self._decide(DATA, layer, shape, *tensors)
+        dz, sums = self._gradient_of(behind, self._tiles(behind.tensor, self._rows(decision.choice.tile)))
         gate = (behind.tensor, behind.numbers, behind.gate, _format(behind.tensor))
-        self._data_gradient(layer, arriving, dz, gate, sums, keep, added, added_stride)
+        self._data_gradient(layer, decision, arriving, dz, gate, sums, keep, added, added_stride)
         return self.finish_sums(behind, dz, sums)
 
     def plain_data_gradient(self, layer: Conv, arriving: Arriving, like: Buffer) -> Buffer:
         """Return the gradient at what a convolution read, a tensor shaped like `like`."""
         dx = self.stream_gradient(f"{layer.name}.dx", like.shape)
-        self._data_gradient(layer, arriving, dx, (None, None, None, 0))
+        decision = self._decide(DATA, layer, like.shape, *_parts(arriving), None, None, None, None, dx)
+        self._data_gradient(layer, decision, arriving, dx, (None, None, None, 0))
         return dx
 
     def weight_gradient(self, layer: Conv, source: Signal, arriving: Arriving) -> None:
         """Leave the splits of a weight gradient, to be added up with others."""
         n, *image, c = source.tensor.shape
         out_image = _strided(image, layer.stride)
-        tile = tile_channels(layer.c_out)
+        decision = self._decide(
+            *(WEIGHTS, layer, source.tensor.shape),
+            *(source.tensor, _numbers(source), *_parts(arriving)),
+        )
+        tile, blocks = decision.choice.tile, decision.choice.blocks
         weight = parameter(layer.name + ".weight", planned_shape(layer))
         depth = weight.size // layer.c_out
         rows, columns = -(-depth // self._rows(tile)), layer.c_out // tile
         pixels = n // self.groups * out_image[0] * out_image[1]  # of a group
-        wanted = max(1, BLOCKS // (rows * columns * self.groups))
+        wanted = max(1, blocks // (rows * columns * self.groups))
         pixels_of_split = max(SHORTEST_SPLIT, -(-pixels // wanted // STEP) * STEP)
         splits = self.groups * -(-pixels // pixels_of_split)
         partial = Buffer(f"{layer.name}.splits", (splits, *weight.shape))
         y = Buffer(f"{layer.name}.y", (n, *out_image, layer.c_out))
         self.launch(
-            f"fused_weight_gradient<{tile}, {self.arithmetic}>",
+            kernel_of(decision),
             WEIGHTS,
             (splits, rows, columns),
             *(*_stored(source.tensor), _numbers(source), *_arriving(arriving), Written(partial)),
@@ -354,9 +374,10 @@ class Emitter:
             *(*image, c, *out_image, layer.c_out, layer.kernel, layer.stride),
             multiply_adds=_multiply_adds(layer, y),
             channels=min(layer.c_in, layer.c_out),
+            decision=decision,
         )
         self.splits.append((partial, gradient(weight), splits))
-        if sum(one.nbytes for one, _, _ in self.splits) > SUMMED_TOGETHER:
+        if sum(one.nbytes for one, _, _ in self.splits) > self.choices.hardware.summed_together:
             self.sum_splits()
 
     def finish_sums(self, behind: Norm, dz: Buffer, sums: Buffer) -> Arriving:
@@ -376,7 +397,7 @@ class Emitter:
         _, h, w, c = norm.tensor.shape
         tile = tile_channels(c)
         rows = THREADS * 16 // tile
-        tiles = self._tiles(norm.tensor, tile, rows)
+        tiles = self._tiles(norm.tensor, rows)
         sums = Buffer(f"{norm.name}.sums", (self.groups, tiles, c, 2))
         self.launch(
             f"projection_sums<{tile}>",
@@ -393,7 +414,7 @@ class Emitter:
             return
         rows = tuple((partial, Written(total), splits, total.size) for partial, total, splits in self.splits)
         numbers, firsts = _deal(total.size for _, total, _ in self.splits)
-        self.launch("sum_splits", WEIGHTS, (len(numbers),), Table(rows), Deal(numbers), Deal(firsts))
+        self.launch(SUMMING, WEIGHTS, (len(numbers),), Table(rows), Deal(numbers), Deal(firsts))
         self.splits = []
 
     def pack(self) -> None:
@@ -428,6 +449,7 @@ class Emitter:
     def _data_gradient(
         self,
         layer: Conv,
+        decision: Decision,
         arriving: Arriving,
         dx: Buffer,
         gate: tuple[Argument, ...],
@@ -438,49 +460,59 @@ class Emitter:
     ) -> None:
         n, h, w, c = dx.shape
         dy = Buffer(f"{layer.name}.y", (n, *_strided([h, w], layer.stride), layer.c_out))
-        tile = tile_channels(c)
-        arithmetic, weight = self._operand(layer, layer.c_out, w, forward=False)
+        tile = decision.choice.tile
         self.launch(
-            f"fused_data_gradient<{tile}, {arithmetic}>",
+            kernel_of(decision),
             DATA,
-            (self.groups * self._tiles(dx, tile), c // tile),
-            *(*_arriving(arriving), Written(keep) if keep else None, weight),
+            (self.groups * self._tiles(dx, self._rows(tile)), c // tile),
+            *(*_arriving(arriving), Written(keep) if keep else None),
+            self._weight(layer, decision),
             *(added, added.shape[3] if added else 0, added_stride, *gate),
             *(Written(dx), _format(dx), Written(sums) if sums else None, *self.images),
             *(*dy.shape[1:], *dx.shape[1:], layer.kernel, layer.stride, *UNFINISHED),
             multiply_adds=_multiply_adds(layer, dy),
             channels=min(layer.c_in, layer.c_out),
+            decision=decision,
         )
 
-    def _operand(self, layer: Conv, summed: int, width: int, *, forward: bool) -> tuple[str, Buffer]:
-        """Return the arithmetic of a convolution that sums over so many channels, and its weights."""
+    def _weight(self, layer: Conv, decision: Decision) -> Buffer:
+        """Return the weight as the kernel that was chosen reads it."""
         weight = parameter(layer.name + ".weight", planned_shape(layer))
-        depths = [d for d in STAGED_DEPTHS.get(self.arithmetic, ()) if summed % d == 0]
-        if not depths or layer.stride > 1 or (layer.kernel > 1 and width > WIDEST):
-            return self.arithmetic, weight
+        if not decision.choice.staged:
+            return weight
         words = weight.size // 2 if self.arithmetic == "Bf16" else weight.size
         ways = [Buffer(f"{layer.name}.packed.{way}", (words,), "uint32") for way in ("forward", "backward")]
         self.packed[weight.name] = weight, ways, layer
-        return f"Staged<{depths[-1]}, {self.arithmetic}>", ways[0 if forward else 1]
+        return ways[decision.question.kind == DATA]
 
     def _gradient_of(self, behind: Norm, tiles: int) -> tuple[Buffer, Buffer]:
         """Return the buffers of the gradient behind a batch norm and of its partial sums."""
-        shape = behind.tensor.shape
+        sums = Buffer(f"{behind.name}.sums", (self.groups, tiles, behind.tensor.shape[3], 2))
+        return self._dz(behind), sums
+
+    def _dz(self, behind: Norm) -> Buffer:
+        """Return the buffer of the gradient behind a batch norm."""
         dtype = self.storage.stream_gradient if behind.stream else self.storage.branch_gradient
-        sums = Buffer(f"{behind.name}.sums", (self.groups, tiles, shape[3], 2))
-        return Buffer(f"{behind.name}.dz", shape, dtype), sums
+        return Buffer(f"{behind.name}.dz", behind.tensor.shape, dtype)
 
     def stream_gradient(self, name: str, shape: tuple[int, ...]) -> Buffer:
         """Return a buffer for a gradient of the stream."""
         return Buffer(name, shape, self.storage.stream_gradient)
 
+    def _decide(self, kind: str, layer: Conv, shape: tuple[int, ...], *tensors: Buffer | None) -> Decision:
+        """Choose how a launch is made, from what the convolution reads, (N, H, W, C_in), and who takes part."""
+        n, h, w, c = shape
+        of_layer = c, layer.c_out, layer.kernel, layer.stride
+        formats = ",".join(tensor.dtype if tensor else "-" for tensor in tensors)
+        return self.choices.decide(Question(kind, self.arithmetic, n, self.groups, h, w, *of_layer, formats))
+
     def _rows(self, tile: int) -> int:
         """Return how many rows the product of a block has, `tile` columns wide."""
         return THREADS * 16 // tile if self.arithmetic == "Float32" else THREADS // 2
 
-    def _tiles(self, y: Buffer, tile: int, rows: int | None = None) -> int:
-        """Return how many tiles of pixels a group of y has."""
-        return -(-(self._pixels(y) // self.groups) // (rows or self._rows(tile)))
+    def _tiles(self, y: Buffer, rows: int) -> int:
+        """Return how many tiles of so many pixels a group of y has."""
+        return -(-(self._pixels(y) // self.groups) // rows)
 
     @staticmethod
     def _pixels(y: Buffer) -> int:
@@ -507,11 +539,16 @@ def _stored(buffer: Buffer) -> tuple[Buffer, int]:
     return buffer, _format(buffer)
 
 
+def _parts(at: Arriving) -> tuple[Buffer | None, ...]:
+    """Return the tensors that an arriving gradient is made of."""
+    return at.base, at.dz, at.y
+
+
 def _arriving(at: Arriving) -> tuple[Argument, ...]:
     """Return the arguments of a kernel that reads an arriving gradient: parts, formats, coefficients."""
     part = at.base or at.dz
     assert part is not None
-    return at.base, at.dz, at.y, _format(part), _format(at.y) if at.y else 0, at.affine
+    return *_parts(at), _format(part), _format(at.y) if at.y else 0, at.affine
 
 
 def _numbers(signal: Signal) -> Buffer | None:

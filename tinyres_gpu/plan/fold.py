@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tinyres_gpu.kernels.loader import THREADS
+from tinyres_gpu.plan.choices import MOST
 from tinyres_gpu.plan.launches import Buffer, Gathered, Launch, Table, Updated, Written
 
 FINISHING = "finishing"
@@ -23,10 +24,6 @@ UNFINISHED = (None, None)
 
 ARRIVALS = Buffer("arrivals", (64,), "int32", permanent=True)
 """How many blocks of the launch that runs have arrived, by column of its grid; zero between launches."""
-
-
-MOST = 64
-"""Partial results that a thread of the last block merges at most. A guess, until it is measured."""
 
 
 def fold_finishing(launches: Sequence[Launch]) -> list[Launch]:
@@ -43,7 +40,7 @@ def fold_finishing(launches: Sequence[Launch]) -> list[Launch]:
             assert producer.arguments[-2:] == UNFINISHED, producer.kernel
             assert producer.grid[1] <= ARRIVALS.size
             pairs = partial.size // 2 // producer.grid[1]  # of the channels of a column of the grid
-            if pairs <= MOST * THREADS:
+            if pairs <= (producer.decision.choice.most if producer.decision else MOST) * THREADS:
                 own = (Gathered(partial) if a == Written(partial) else a for a in producer.arguments[:-2])
                 folded[number] = replace(producer, arguments=(*own, table, Updated(ARRIVALS)))
                 continue

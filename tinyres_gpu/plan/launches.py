@@ -16,6 +16,7 @@ import numpy as np
 
 from tinyres.array import Array
 from tinyres_gpu.plan.arena import Placement, place
+from tinyres_gpu.plan.choices import Decision
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,8 @@ class Launch:
         The smaller number of channels of a convolution: narrow ones multiply more slowly.
     partly : mapping of str to int
         Bytes that are moved of a buffer of which not all is, by its name.
+    decision : Decision, optional
+        Why it is this kernel in this shape, where there was a choice.
     """
 
     kernel: str
@@ -119,6 +122,7 @@ class Launch:
     multiply_adds: int = 0
     channels: int = 0
     partly: Mapping[str, int] = field(default_factory=dict)
+    decision: Decision | None = None
 
     @property
     def accesses(self) -> Iterator[Access]:

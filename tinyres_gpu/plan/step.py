@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -19,9 +20,12 @@ from tinyres.recipes import Recipe
 from tinyres.step import MiniBatches
 from tinyres_gpu.kernels import CUPY, Device
 from tinyres_gpu.kernels.step import KernelStep
+from tinyres_gpu.plan import tune
+from tinyres_gpu.plan.choices import Choices
 from tinyres_gpu.plan.compile import compile_step, why_not
 from tinyres_gpu.plan.emit import Pixels
 from tinyres_gpu.plan.graph import Replay
+from tinyres_gpu.plan.kept import as_json
 from tinyres_gpu.plan.launches import Buffer, Plan
 from tinyres_gpu.plan.layout import COLOURS, from_plan, to_plan
 from tinyres_gpu.plan.program import Program
@@ -65,6 +69,10 @@ class PlannedStep:
         Empty.
     fold : bool
         Whether launches finish the moments and sums that they find themselves; the bits are the same.
+    choices : Choices
+        Which kernels in which shapes; not to be changed once a mini-batch was seen.
+    tuning : str
+        How they were found, in words.
     arrays : dict of str to array
         What outlives a step, as it lies on the GPU; never replaced.
     """
@@ -73,6 +81,7 @@ class PlannedStep:
     why = ""
     fold = True
     replicas = 1
+    tuning = ""
 
     def __init__(
         self,
@@ -95,7 +104,7 @@ class PlannedStep:
         assert np.dtype(dtype) == np.float32, dtype
         self.backend, self.network, self.recipe = backend, network, recipe
         self.batches, self.device, self.stream = batches, device, stream
-        self.precision, self.stored = precision, stored
+        self.precision, self.stored, self.choices = precision, stored, Choices()
         self.on_gpu = batches if isinstance(batches, Batches) and batches.xp is device.xp else None
         self.shapes = {name: value.shape for name, value in state.items()}
         self.arrays: dict[str, Array] = {}
@@ -207,15 +216,56 @@ class PlannedStep:
         key = n, *size
         if key not in self.runners:
             plan = self.plan(n, size)
-            an_image = -(-plan.placement.size // n)
-            need = Need(f"a training step of ResNet-{self.network.depth}", 0, an_image, batch_size=n)
-            with self.backend.within_memory(lambda: need):
+            with self.backend.within_memory(lambda: self._need(plan)):
                 program = self._program(plan)
             self.runners[key] = program, Replay(program, self.stream) if self.stream else program
         return self.runners[key]
 
-    def plan(self, n: int, size: Sequence[int] = ()) -> Plan:
-        """Return the plan for mini-batches of n images, of `size` pixels where the host brings them."""
+    def choose(self, n: int, size: Sequence[int] = (), recorded: Mapping[str, Any] | None = None) -> None:
+        """Choose the kernels for mini-batches of n images on this card, before the first of them.
+
+        A mini-batch of another size takes the defaults.
+
+        Parameters
+        ----------
+        n, size
+            As of `plan`.
+        recorded : mapping, optional
+            What `kernels` was when the run stopped.
+        """
+
+        def array_of(buffer: Buffer) -> Array:
+            array = self.arrays.get(buffer.name)
+            return self._permanent(buffer) if array is None else array
+
+        scratch = tune.Scratch(self.device, array_of)
+        with self._streaming(), self.backend.within_memory(lambda: self._need(self.plan(n, size))):
+            self.choices, self.tuning = tune.choose(
+                lambda choices: self.plan(n, size, choices), scratch, self.device.xp, recorded, _warn
+            )
+        del scratch
+        self.device.xp.get_default_memory_pool().free_all_blocks()
+
+    @property
+    def kernels(self) -> dict[str, Any]:
+        """What was chosen, as JSON has it: with the same, a step computes the same bits."""
+        decisions = (
+            launch.decision for program, _ in self.runners.values() for launch in program.plan.launches
+        )
+        run = {str(decision.question): decision.choice for decision in decisions if decision}
+        return as_json({**self.choices.chosen, **run})
+
+    def plan(self, n: int, size: Sequence[int] = (), choices: Choices | None = None) -> Plan:
+        """Return the plan for mini-batches of n images.
+
+        Parameters
+        ----------
+        n : int
+        size : (int, int)
+            Height and width of the images, where the host brings them.
+        choices : Choices, optional
+            Other ones than its own.
+        """
         pixels, largest = None, None
         if self.on_gpu is not None:
             images, _, *size = self.on_gpu.images.shape
@@ -230,7 +280,13 @@ class PlannedStep:
             pixels=pixels,
             largest_batch=largest,
             fold=self.fold,
+            choices=choices or self.choices,
         )
+
+    def _need(self, plan: Plan) -> Need:
+        an_image = -(-plan.placement.size // plan.batch_size)
+        name = f"a training step of ResNet-{self.network.depth}"
+        return Need(name, 0, an_image, batch_size=plan.batch_size)
 
     def _program(self, plan: Plan) -> Program:
         """Bind a plan to memory: what is there already, and what it needs besides."""
@@ -256,6 +312,10 @@ class PlannedStep:
         return found
 
 
+def _warn(sentence: str) -> None:
+    print(sentence, file=sys.stderr)
+
+
 def make_step(
     backend: Backend,
     network: Network,
@@ -265,6 +325,7 @@ def make_step(
     *,
     precision: str = "float32",
     stored: str = "float32",
+    kernels: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> PlannedStep | KernelStep:
     """Return a training step on the GPU that CuPy uses: planned where a plan can be made, else composed.
@@ -277,6 +338,9 @@ def make_step(
         What convolutions round their operands to; the backend's pairs do so as well.
     stored : {"float32", "bf16", "fp16"}
         What the residual stream is stored in.
+    kernels : mapping, optional
+        What `kernels` of the step was that the run was made with up to now; a planned step then makes the same
+        choices, where they are still there. Else it chooses by measurement.
 
     Returns
     -------
@@ -298,4 +362,7 @@ def make_step(
         return step
     stream = backend.xp.cuda.Stream(non_blocking=True)
     options |= {"precision": precision, "stored": stored, "stream": stream}
-    return PlannedStep(backend, network, recipe, batches, state, **options)
+    planned = PlannedStep(backend, network, recipe, batches, state, **options)
+    n = batches.batch_size if isinstance(batches, Batches) else len(images)
+    planned.choose(n, images.shape[2:], kernels)
+    return planned

@@ -1,0 +1,189 @@
+"""The choices among kernels and their shapes: what may be chosen, and what is where nobody has measured.
+
+A launch that convolves asks a `Question`, which says everything that its time depends on. A `Choice` answers
+it. All answers are right; they differ in speed, and in the order of some sums, so in last bits. `tune.py`
+finds the fastest answers on the card at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from typing import NamedTuple
+
+from tinyres_gpu.kernels.loader import STAGED_DEPTHS
+
+CONVOLUTIONS, DATA, WEIGHTS = "convolutions", "data gradients", "weight gradients"
+NAMES = {CONVOLUTIONS: "fused_conv", DATA: "fused_data_gradient", WEIGHTS: "fused_weight_gradient"}
+
+WIDEST = 32  # image whose window is staged, as in staged.cuh
+
+TILES = (64, 32, 16)
+"""Channels of a block; the widest first, since every block reads all it needs of the other operand again."""
+
+MOST, NEVER = 64, 0
+"""Partial results that a thread of the last block merges at most; where there are more, a launch of its own
+merges them, whose blocks share the work. What a thread can do in the time that a launch costs, as a guess."""
+
+WAVES = (2, 1, 4)
+"""Blocks that a weight gradient is split into, for each processor of the card. Two are at work there at a time;
+fewer leave less to add up, and more are a smaller loss where the last of them come too late."""
+
+
+class Hardware(NamedTuple):
+    """What decides of a card.
+
+    Attributes
+    ----------
+    processors : int
+        Streaming multiprocessors.
+    l2 : int
+        Bytes of its L2 cache.
+    """
+
+    processors: int
+    l2: int
+
+    @property
+    def summed_together(self) -> int:
+        """Bytes of weight gradients' splits that are still in the L2 cache when they are added up.
+
+        The largest power of two that leaves room there for what is read besides.
+
+        Examples
+        --------
+        >>> HOPPER.summed_together >> 20
+        32
+        """
+        return 1 << (self.l2 - 1).bit_length() - 1
+
+
+MIB = 1 << 20
+ARCHITECTURES = {
+    "sm_75": Hardware(40, 4 * MIB),  # Turing: T4
+    "sm_80": Hardware(108, 40 * MIB),  # Ampere: A100
+    "sm_86": Hardware(82, 6 * MIB),  # Ampere: GeForce RTX 3090
+    "sm_90": Hardware(132, 50 * MIB),  # Hopper: H100, H200
+}
+"""A card of each architecture, from NVIDIA's tables, for machines without one; a card tells its own numbers."""
+
+HOPPER = ARCHITECTURES["sm_90"]
+
+
+class Question(NamedTuple):
+    """A launch that convolves, with everything that its time depends on."""
+
+    kind: str  # CONVOLUTIONS, DATA or WEIGHTS
+    arithmetic: str
+    images: int
+    groups: int
+    height: int  # of what the convolution reads
+    width: int
+    c_in: int
+    c_out: int
+    kernel: int
+    stride: int
+    tensors: str  # what the launch reads and writes, in its order: formats, and - for what it does without
+
+    @property
+    def columns(self) -> int:
+        """The channels that the launch computes, which are dealt out over blocks."""
+        return self.c_in if self.kind == DATA else self.c_out
+
+    @property
+    def summed(self) -> int:
+        """The channels that a convolution or data gradient sums over."""
+        return self.c_out if self.kind == DATA else self.c_in
+
+    def __str__(self) -> str:
+        """Return it in words, by which it is looked up."""
+        return (
+            f"{self.kind} in {self.arithmetic}, {self.images} images in {self.groups} group(s), "
+            f"{self.height}x{self.width}, {self.c_in} to {self.c_out} channels, "
+            f"{self.kernel}x{self.kernel} / {self.stride}, {self.tensors}"
+        )
+
+
+class Choice(NamedTuple):
+    """How a launch is made."""
+
+    tile: int  # channels of a block
+    staged: int = 0  # channels of the window that a block stages at a time; 0: it gathers (docs/gpu_step.md)
+    blocks: int = 0  # of a weight gradient: about how many
+    most: int = MOST  # of the others: partial results that a thread of the last block merges
+
+
+class Decision(NamedTuple):
+    """A question and its answer."""
+
+    question: Question
+    choice: Choice
+
+
+def kernel_of(decision: Decision) -> str:
+    """Return the name of the kernel that was chosen, with its template arguments."""
+    (kind, arithmetic, *_), choice = decision
+    if choice.staged:
+        arithmetic = f"Staged<{choice.staged}, {arithmetic}>"
+    return f"{NAMES[kind]}<{choice.tile}, {arithmetic}>"
+
+
+def windows(question: Question) -> list[int]:
+    """Return how the window can be read, the default first: so many channels staged at a time, or 0, gathered.
+
+    Staging wants a stride of 1 and an image that staged.cuh has room for. More channels at a time are fewer
+    rounds, and fewer blocks that find room on a processor.
+    """
+    depths = STAGED_DEPTHS.get(question.arithmetic, ())
+    fits_in = question.kernel == 1 or question.width <= WIDEST
+    if question.kind == WEIGHTS or question.stride > 1 or not fits_in:
+        return [0]
+    return [*(depth for depth in reversed(depths) if question.summed % depth == 0), 0]
+
+
+def candidates(question: Question, hardware: Hardware) -> list[Choice]:
+    """Return every answer worth measuring, the default first.
+
+    Examples
+    --------
+    >>> question = Question(CONVOLUTIONS, "Bf16", 128, 2, 32, 32, 16, 32, 3, 2, "float32,-")
+    >>> [(choice.tile, choice.staged, choice.most) for choice in candidates(question, HOPPER)]
+    [(32, 0, 64), (32, 0, 0), (16, 0, 64), (16, 0, 0)]
+    """
+    tiles = [tile for tile in TILES if question.columns % tile == 0]
+    if question.kind == WEIGHTS:
+        splits = [waves * hardware.processors for waves in WAVES]
+        return [Choice(tile, blocks=blocks) for tile, blocks in product(tiles, splits)]
+    every = product(windows(question), tiles, (MOST, NEVER))
+    return [Choice(tile, staged, most=most) for staged, tile, most in every]
+
+
+def fits(question: Question, choice: Choice) -> bool:
+    """Whether a choice answers a question, be it one that was made for another card."""
+    tiled = choice.tile in TILES and question.columns % choice.tile == 0
+    counted = choice.blocks > 0 if question.kind == WEIGHTS else choice.blocks == 0 and choice.most >= 0
+    return tiled and counted and choice.staged in windows(question)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The answers to all questions.
+
+    Attributes
+    ----------
+    hardware : Hardware
+        What defaults are for.
+    chosen : mapping of str to Choice
+        Answers in place of defaults, by the question in words.
+    """
+
+    hardware: Hardware = HOPPER
+    chosen: Mapping[str, Choice] = field(default_factory=dict)
+
+    def decide(self, question: Question) -> Decision:
+        """Answer a question."""
+        choice = self.chosen.get(str(question))
+        if choice is None or not fits(question, choice):
+            choice = candidates(question, self.hardware)[0]
+        return Decision(question, choice)
