@@ -20,7 +20,7 @@ one product for each of the kernel's columns (stride 2) does the rest.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -74,11 +74,6 @@ class Kernel(ABC):
 
     tiles: int
     """How many tiles a pass takes."""
-
-    @property
-    def order(self) -> Iterable[int]:
-        """In which order they are taken."""
-        return range(self.tiles)
 
     def __init__(self, shape: ConvShape, space: Space) -> None:
         self.c_in, self.c_out, self.width, self.height, self.n, self.stride = shape
@@ -146,11 +141,6 @@ class Pointwise(Kernel):
         self.dw = np.zeros((self.c_out, self.c_in), self.dtype)
         if self.stride > 1 and source.gradient is not None:
             source.gradient.rows[...] = 0  # the pixels between
-
-    @property
-    def order(self) -> Iterable[int]:
-        """From the end where the input is the wider: what was used last may still be in cache."""
-        return reversed(range(self.tiles)) if self.c_in > self.c_out else range(self.tiles)
 
     def read(self, t: int) -> slice:
         """Return the input pixels of tile t."""

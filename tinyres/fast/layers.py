@@ -33,7 +33,7 @@ class ConvLayer:
         """Compute the output, tile by tile."""
         self.kernel.start_forward(self.source, self.output, self._scaled(params[self.weight]))
         self.output.start()
-        for t in self.kernel.order:
+        for t in range(self.kernel.tiles):
             self.output.complete(self.kernel.forward(t))
         self.source.evaluated = True
 
@@ -41,7 +41,7 @@ class ConvLayer:
         """Compute the source's gradient, tile by tile; return the weights' and those of its batch norm."""
         source, w = self.source, self._scaled(params[self.weight])
         self.kernel.start_backward(source, self.output, w)
-        for t in self.kernel.order:
+        for t in range(self.kernel.tiles):
             for tile, mask in self.kernel.backward(t):
                 source.absorb(tile, mask)
         dw = self.kernel.weight_gradient()
