@@ -32,6 +32,7 @@ from tinyres_gpu.kernels.conv import Conv
 from tinyres_gpu.kernels.loader import Device
 from tinyres_gpu.kernels.precision import PRECISIONS
 from tinyres_gpu.kernels.update import Update
+from tinyres_gpu.plan.choices import Choices
 from tinyres_gpu.plan.layout import from_plan
 
 TEXTBOOK: dict[str, Pair] = ops.LAYERS | ops.MERGES
@@ -239,10 +240,11 @@ CONVOLUTIONS = (
     (17, 67, 5, 3, 2),
 )
 
+BOTTLENECKS: dict[str, Any] = {"depth": 20, "block": "bottleneck"}
 PLANNED: tuple[dict[str, Any], ...] = (
     {"depth": 8},
     {"depth": 8, "option": "B"},
-    {"depth": 20, "block": "bottleneck"},
+    BOTTLENECKS,
     {"depth": 14, "unit": "original", "option": "B"},
 )
 """Networks whose planned steps, together, launch every kernel of a plan."""
@@ -290,6 +292,8 @@ def cases(backend: Backend, device: Device, precision: str, n: int) -> Iterator[
         yield _moments(backend, device, precision, n, c_out)
     for options in PLANNED:
         yield _planned_step(backend, precision, options)
+    if precision == "bf16":
+        yield _planned_step(backend, precision, BOTTLENECKS, merge=False)
     if precision != "float32":
         return
     s, f = numbers(n, 20, 16, 16), numbers(n, 20, 16, 16, seed=1)
@@ -336,13 +340,14 @@ def _moments(backend: Backend, device: Device, precision: str, n: int, c_out: in
     return Case(f"moments of {c_out} channels", lambda: found()[1:3], plain, exact)
 
 
-def _planned_step(backend: Backend, precision: str, options: dict[str, Any]) -> Case:
+def _planned_step(backend: Backend, precision: str, options: dict[str, Any], *, merge: bool = True) -> Case:
     """Return a case of a planned step: the parameters' gradients, and the state that it leaves.
 
     In float32 these are of a second step, which replays the graph of the first. In tf32 and bf16 rounding has
     moved the weights apart by then, and in the first step ReLUs flip here and there: a tensor of few numbers
-    may break the rule by chance, so there all tensors, each divided by its rms, are judged as one. Every other
-    time the kernels that only finish moments and sums are launched, too.
+    may break the rule by chance, so there all tensors, each divided by its rms, are judged as one. It runs with
+    the default kernels, and with both gradients of a convolution in one launch if asked; every other time the
+    kernels that only finish moments and sums are launched, too.
     """
     network, recipe = build_network(**options), replace(PAPER, group_rule="two-shares")
     rng = np.random.default_rng(0)
@@ -364,6 +369,7 @@ def _planned_step(backend: Backend, precision: str, options: dict[str, Any]) -> 
     def ours() -> Arrays:
         step = make(backend, np.float32)
         step.fold = next(folds)
+        step.choices = Choices(step.choices.hardware, merge=merge)
         for t in range(steps):
             step(t)
         with step.stream:
@@ -379,7 +385,8 @@ def _planned_step(backend: Backend, precision: str, options: dict[str, Any]) -> 
             step(t)
         return [*(step.gradients[name] for name in network.parameter_shapes), *step.state().values()]
 
-    name = ", ".join(["a planned step", *(f"{key} {value}" for key, value in options.items())])
+    how = {**options, "merged gradients": merge}
+    name = ", ".join(["a planned step", *(f"{key} {value}" for key, value in how.items())])
     exact = textbook({}, np.float64)
     if precision == "float32":
         return Case(name, ours, textbook({}, np.float32), exact)

@@ -5,6 +5,7 @@ from pathlib import Path
 from tinyres.networks import build_network
 from tinyres.recipes import PAPER
 from tinyres_gpu.plan.__main__ import main
+from tinyres_gpu.plan.choices import Choices
 from tinyres_gpu.plan.compile import compile_step
 from tinyres_gpu.plan.composed import composed_launches
 from tinyres_gpu.plan.emit import Pixels
@@ -18,15 +19,20 @@ def rows():
     """Return the lines of the chapter's table: launches, gigabytes and milliseconds for each depth."""
     networks = [build_network(depth) for depth in DEPTHS]
 
-    def planned(network, precision, **options):
-        launches = compile_step(network, PAPER, 128, precision=precision, pixels=Pixels(), **options).launches
-        return cost(launches, get_card("h100", precision))
+    def planned(network, precision, merge=False, **options):
+        options |= {"precision": precision, "pixels": Pixels(), "choices": Choices(merge=merge)}
+        return cost(compile_step(network, PAPER, 128, **options).launches, get_card("h100", precision))
 
     pairs = [cost(composed_launches(n, PAPER, 128, "tf32"), get_card("h100", "tf32")) for n in networks]
     apart = [planned(n, "tf32", fold=False) for n in networks]
-    folded, branches, stream = (
-        [planned(n, precision, stream=stream) for n in networks]
-        for precision, stream in (("tf32", "float32"), ("bf16", "float32"), ("bf16", "fp16"))
+    folded, branches, merged, stream = (
+        [planned(n, *how, stream=stream) for n in networks]
+        for *how, stream in (
+            ("tf32", "float32"),
+            ("bf16", "float32"),
+            ("bf16", True, "float32"),
+            ("bf16", True, "fp16"),
+        )
     )
     return [
         _row("0. pairs, launched one by one, TF32", pairs, [one.one_by_one for one in pairs]),
@@ -34,7 +40,8 @@ def rows():
         _row("2. the same, replayed as a graph", apart, [one.seconds for one in apart]),
         _row("3. the last block finishes", folded, [one.seconds for one in folded]),
         _row("4. bfloat16 products and branches", branches, [one.seconds for one in branches]),
-        _row("5. a float16 stream", stream, [one.seconds for one in stream]),
+        _row("5. both gradients in one launch", merged, [one.seconds for one in merged]),
+        _row("6. a float16 stream", stream, [one.seconds for one in stream]),
     ]
 
 

@@ -21,7 +21,9 @@ from tinyres.networks import build_network
 from tinyres.recipes import PAPER
 from tinyres_gpu.kernels.loader import KERNELS
 from tinyres_gpu.plan.choices import (
+    APART,
     ARCHITECTURES,
+    BOTH,
     HOPPER,
     WEIGHTS,
     Choices,
@@ -39,9 +41,19 @@ from tinyres_gpu.plan.launches import verify
 from tinyres_gpu.plan.tune import questions_of
 
 
-def with_all(plan, pick, hardware=HOPPER):
+def asked(network, recipe, batch_size, **options):
+    """Return the questions of a step: those of single launches, and those of launches for two."""
+    return {
+        words: question
+        for merge in (False, True)
+        for words, question in questions_of(
+            compile_step(network, recipe, batch_size, choices=Choices(merge=merge), **options)
+        ).items()
+    }
+
+
+def with_all(questions, pick, hardware=HOPPER):
     """Return choices where `pick` chooses from the candidates of each question."""
-    questions = questions_of(plan)
     return Choices(hardware, {words: pick(candidates(of, hardware)) for words, of in questions.items()})
 
 
@@ -73,36 +85,34 @@ def test_a_card_with_fewer_processors_splits_less_and_one_with_less_cache_adds_u
 
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
 def test_every_candidate_is_a_kernel_that_there_is(precision):
-    plan = compile_step(build_network(164), PAPER, 128, precision=precision, pixels=Pixels())
     names = {name for kernels in KERNELS.values() for name in kernels}
-    for question in questions_of(plan).values():
+    for question in asked(build_network(164), PAPER, 128, precision=precision).values():
         found = candidates(question, HOPPER)
         assert len(found) == len(set(found)) > 1
         assert all(fits(question, choice) for choice in found)
-        assert {kernel_of(Decision(question, choice)) for choice in found} <= names
+        assert {kernel_of(Decision(question, choice)) for choice in found if choice != APART} <= names
 
 
 def test_what_does_not_fit_is_not_chosen():
-    plan = compile_step(build_network(20), PAPER, 128)
-    for words, question in questions_of(plan).items():
+    for words, question in asked(build_network(20), PAPER, 128, precision="bf16").items():
         good = candidates(question, HOPPER)[0]
         for bad in (
             good._replace(staged=48),
             good._replace(tile=48),
             good._replace(tile=2 * question.columns),
-            good._replace(blocks=0 if question.kind == WEIGHTS else 264),
+            good._replace(blocks=0 if question.kind in (WEIGHTS, BOTH) else 264),
             good._replace(blocks=-1),
         ):
             assert not fits(question, bad)
             assert Choices(HOPPER, {words: bad}).decide(question).choice == good
-        assert fits(question, good._replace(blocks=7) if question.kind == WEIGHTS else good._replace(most=7))
+        assert fits(question, good._replace(blocks=7) if good.blocks else good._replace(most=7))
 
 
 def test_a_choice_reaches_the_launch():
     def plan(**change):
-        whole = compile_step(build_network(20), PAPER, 128)
+        every = asked(build_network(20), PAPER, 128)
         return compile_step(
-            build_network(20), PAPER, 128, choices=with_all(whole, lambda found: found[0]._replace(**change))
+            build_network(20), PAPER, 128, choices=with_all(every, lambda found: found[0]._replace(**change))
         )
 
     plain, narrow = plan(), plan(tile=16)
@@ -113,7 +123,8 @@ def test_a_choice_reaches_the_launch():
         PAPER,
         128,
         choices=with_all(
-            plain, lambda found: next((c for c in found if not c.blocks and not c.most), found[0])
+            asked(build_network(20), PAPER, 128),
+            lambda found: next((c for c in found if not c.blocks and not c.most), found[0]),
         ),
     )
     folded, apart = (sum(launch.kind == FINISHING for launch in p.launches) for p in (plain, never))
@@ -138,7 +149,7 @@ def judges(precision):
 
 
 def whole(precision):
-    return compile_step(build("bottlenecks"), GROUPED, IMAGES, size=(16, 16), precision=precision)
+    return asked(build("bottlenecks"), GROUPED, IMAGES, size=(16, 16), precision=precision)
 
 
 SMALL = Hardware(3, 1 << 16)
@@ -151,7 +162,7 @@ def ranked(precision, rank):
 
 @pytest.mark.parametrize("precision", RANKS)
 def test_the_ranks_have_every_candidate_but_for_who_finishes(precision):
-    for words, question in questions_of(whole(precision)).items():
+    for words, question in whole(precision).items():
         ran = {ranked(precision, rank).chosen[words] for rank in (0, *RANKS[precision])}
         found = candidates(question, SMALL)
         assert {choice._replace(most=0) for choice in ran} == {choice._replace(most=0) for choice in found}

@@ -33,7 +33,8 @@ class Fault:
 
 
 CONV, DATA, WEIGHTS = (f"fused_{name}<16, Float32>" for name in ("conv", "data_gradient", "weight_gradient"))
-STAGED, STAGED_DATA = (f"fused_{name}<16, Staged<16, Bf16>>" for name in ("conv", "data_gradient"))
+STAGED = "fused_conv<16, Staged<16, Bf16>>"
+BOTH, BOTH_64 = (f"fused_gradients<16, {channels}, 1, 3>" for channels in (16, 64))
 STAGED_64 = "fused_conv<64, Staged<64, Bf16>>"
 CONV_32, DATA_32 = (f"fused_{name}<32, Float32>" for name in ("conv", "data_gradient"))
 
@@ -77,8 +78,8 @@ FAULTS = [
     Fault(
         "the shortcut's gradient reaches every pixel",
         DATA,
-        "added && at.row % added_stride == 0 &&",
-        "added &&",
+        "at.row % stride != 0 ||",
+        "",
     ),
     Fault(
         "what is kept has its channels exchanged",
@@ -130,8 +131,8 @@ FAULTS = [
             Fault(
                 "no barrier behind the staging",
                 STAGED,
-                "__syncthreads();\n    for (int tap = 0;",
-                "for (int tap = 0;",
+                "__syncthreads();\n    multiply_taps",
+                "multiply_taps",
                 seed=3,
             ),
             Fault(
@@ -142,7 +143,7 @@ FAULTS = [
                 "bottlenecks",
                 seed=3,
             ),
-            Fault("the row of zeros is not written", STAGED, "stage.rows[S::ZEROS][threadIdx.x] = 0;", ";"),
+            Fault("the row of zeros is not written", STAGED, "stage.write_zeros();", ""),
             Fault(
                 "beyond the end of a row lies the next one",
                 STAGED,
@@ -155,10 +156,8 @@ FAULTS = [
                 "(unsigned)(own.row + down) < (unsigned)g.height &&",
                 "",
             ),
-            Fault(
-                "the window of the way forward on the way back", STAGED_DATA, "GRADIENT ? -away : away", "away"
-            ),
-            Fault("a pixel too early", STAGED, "halo + row + down", "halo + row - 1 + down"),
+            Fault("the window of the way forward on the way back", BOTH, "GRADIENT ? -away : away", "away"),
+            Fault("a pixel too early", STAGED, "row + (border + down)", "row - 1 + (border + down)"),
             Fault("a batch of loads alone", STAGED_64, "first += BATCH * STRIDE", "first = end"),
             Fault(
                 "two words of a weight exchanged", "pack_weights<true>", "high = low + 4 * VALUES", "high = low"
@@ -168,6 +167,64 @@ FAULTS = [
                 "pack_weights<true>",
                 "channels, 1, out_channels)",
                 "channels, out_channels, 1)",
+            ),
+            Fault(
+                "no barrier behind the staging",
+                BOTH,
+                "__syncthreads();\n      weight_sums.add(",
+                "weight_sums.add(",
+                seed=3,
+            ),
+            Fault(
+                "outputs are written over pixels that others still read",
+                BOTH,
+                "__syncthreads();\n    }\n    product.write",
+                "}\n    product.write",
+                seed=3,
+            ),
+            Fault(
+                "pixels behind the last one count",
+                BOTH_64,
+                "tile.first + row < tile.end ? row",
+                "true ? row",
+            ),
+            Fault("no row of zeros behind the activations", BOTH_64, "activations.write_zeros();", ""),
+            Fault(
+                "the first half of the pixels twice", BOTH, "a[m][half], halves[half]", "a[m][half], halves[0]"
+            ),
+            Fault("the last warp's pixels alone", BOTH, "turn == 0 ? v : sum + v", "v"),
+            Fault(
+                "warps add up at once",
+                BOTH,
+                "__syncthreads();\n        if (turn != part())",
+                "if (turn != part())",
+                seed=3,
+            ),
+            Fault(
+                "every tile is the first of its split",
+                BOTH,
+                "(first - group_first) / P::ROWS,",
+                "split.number,",
+            ),
+            Fault(
+                "a split goes on to the end of the group",
+                BOTH,
+                "min(split.end, split.first + pixels_of_split)",
+                "split.end",
+            ),
+            Fault(
+                "the second half of the output channels in the first's place",
+                "fused_gradients<32, 64, 2, 1>",
+                "CHUNKS + chunk * DEPTH",
+                "CHUNKS",
+                "bottlenecks",
+            ),
+            Fault(
+                "all blocks have the first input channels",
+                "fused_gradients<64, 64, 1, 1>",
+                "partial + first_channel * DEPTH",
+                "partial + 0 * DEPTH",
+                "two bottlenecks a stage",
             ),
         )
     ),

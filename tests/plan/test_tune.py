@@ -17,7 +17,7 @@ from tinyres.data import Batches
 from tinyres.errors import UserError
 from tinyres.networks import build_network
 from tinyres_gpu.plan import tune
-from tinyres_gpu.plan.choices import WEIGHTS, Choices
+from tinyres_gpu.plan.choices import APART, BOTH, WEIGHTS, Choices
 from tinyres_gpu.plan.kept import as_json, from_json
 
 pytestmark = require_compiler
@@ -145,6 +145,25 @@ def test_what_a_launch_causes_is_counted_with_it(cupy, monkeypatch):
     chosen = make_step(cupy, make_batches(24, (16, 16), np.float32)).choices.chosen
     assert {choice.blocks for question, choice in chosen.items() if question.startswith(WEIGHTS)} != {6}
     assert {choice.most for question, choice in chosen.items() if not question.startswith(WEIGHTS)} == {64}
+
+
+@pytest.mark.parametrize(("merged", "apart"), [(2.5, True), (1.5, False)])
+def test_one_launch_for_both_gradients_stands_against_the_best_two(merged, apart, cupy, monkeypatch):
+    """Two launches take three each by default, and one where their blocks are narrow."""
+
+    def seconds(launch):
+        if launch.kernel.startswith("fused_gradients"):
+            return merged
+        return 1.0 if launch.decision and launch.decision.choice.tile == 16 else 3.0 * bool(launch.decision)
+
+    FakeClock(monkeypatch, seconds)
+    step = make_step(cupy, precision="bf16")
+    both = {words: choice for words, choice in step.choices.chosen.items() if words.startswith(BOTH)}
+    assert both
+    assert all((choice == APART) == apart for choice in both.values())
+    kernels = [launch.kernel for launch in step.plan(6).launches]
+    assert any(kernel.startswith("fused_gradients") for kernel in kernels) != apart
+    assert all("<16, " in kernel for kernel in kernels if kernel.startswith("fused_data_gradient"))
 
 
 def test_the_clock_counts_what_lies_between_its_events(cupy, monkeypatch):

@@ -26,6 +26,7 @@ NETWORKS = {
     "bottlenecks": {"depth": 11},
     "bottlenecks with option A and the stride on 3x3": {"depth": 11, "option": "A", "stride_on": "3x3"},
     "two units a stage": {"depth": 14},
+    "two bottlenecks a stage": {"depth": 20, "block": "bottleneck"},
     "original": {"depth": 14, "unit": "original"},
     "original bottlenecks": {"depth": 11, "unit": "original"},
     "original with option B": {"depth": 8, "unit": "original", "option": "B"},

@@ -38,14 +38,9 @@ __global__ void __launch_bounds__(THREADS, AT_ONCE<CHANNELS>)
   product.write(shared.outputs);
   __syncthreads();
 
-  const int added_height = (out_height - 1) / added_stride + 1, added_width = (out_width - 1) / added_stride + 1;
+  const ShortcutGradient shortcut = {added, dx_format, added_channels, added_stride};
   const auto gradient = [&](int i, int c) {
-    float4 v = load(shared.outputs[i], c - first_channel);
-    const Pixel& at = places[i];
-    if (added && at.row % added_stride == 0 && at.column % added_stride == 0)
-      v = v + load(added, ((at.image * added_height + at.row / added_stride) * added_width +
-                           at.column / added_stride) * added_channels + c, dx_format);
-    return v;
+    return load(shared.outputs[i], c - first_channel) + shortcut.read(places[i], c, out_height, out_width);
   };
   if (norm) {
     pass_gate<CHANNELS>(t, norm, gate, t_format, dx, dx_format, sums, tile, P::ROWS, first_channel, out_channels,

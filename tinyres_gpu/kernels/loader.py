@@ -38,6 +38,10 @@ SOURCES = {
     "fused": (*_QUADS, *_PRODUCT, *_FUSED),
     "fused_tensor_core": (*_QUADS, *_TENSOR_CORE, *_PRODUCT, "product_tensor_core.cuh", *_FUSED),
     "staged": (*_QUADS, *_TENSOR_CORE, *_PRODUCT, "product_tensor_core.cuh", "staged.cuh", *_FUSED),
+    "gradients": (
+        *(*_QUADS, *_TENSOR_CORE, *_PRODUCT, "product_tensor_core.cuh", "staged.cuh"),
+        *("weight_sums.cuh", "fused_gradients.cu"),
+    ),
     "pack": ("bn.cuh", "window.cuh", *_TENSOR_CORE, "pack.cu"),
     "finish": ("sums.cuh", "bn.cuh", "window.cuh", "finish.cuh", "finish.cu"),
     "join": (*_QUADS, "join.cu"),
@@ -51,6 +55,13 @@ _TILES = (16, 32, 64)  # channels of a block
 _FLAGS = ("false", "true")
 STAGED_DEPTHS = {"Tf32": (16, 32), "Bf16": (16, 32, 64)}
 """Channels that a block stages at a time: 128 bytes of a pixel at most."""
+GRADIENTS = (
+    *((16, 16, 1, 3), (32, 32, 1, 3), (16, 64, 1, 3)),
+    *((64, 16, 1, 1), (16, 64, 1, 1), (64, 32, 1, 1), (32, 64, 2, 1), (64, 64, 1, 1)),
+)
+"""Convolutions of which one launch finds both gradients: a block's input channels, output channels at a time,
+how many times, and the size of the kernel. It is all that networks have and that there is room for, in shared
+memory and registers."""
 _FUSED_NAMES = ("fused_conv", "fused_data_gradient", "fused_weight_gradient")
 
 KERNELS = {
@@ -107,6 +118,7 @@ KERNELS = {
         for arithmetic, depths in STAGED_DEPTHS.items()
         for depth in depths
     ),
+    "gradients": tuple(f"fused_gradients<{c}, {d}, {n}, {k}>" for c, d, n, k in GRADIENTS),
     "pack": ("pack_weights<false>", "pack_weights<true>"),
     "finish": ("finish_moments", "finish_sums", "sum_splits"),
     "join": ("join", *(f"projection_sums<{tile}>" for tile in _TILES)),

@@ -60,3 +60,17 @@ struct Shortcut {
     return from.read(((out.image * from_height + out.row * stride) * from_width + out.column * stride) * channels + c);
   }
 };
+
+// ---- The gradient that comes back along a shortcut to the activation that it shares with the branch: to every
+// stride-th pixel, or nothing where there is none.
+struct ShortcutGradient {
+  const Stored* from;
+  int format, channels, stride;
+
+  __device__ __forceinline__ float4 read(const Pixel& at, int c, int height, int width) const {
+    if (!from || at.row % stride != 0 || at.column % stride != 0) return {0, 0, 0, 0};
+    const int from_height = (height - 1) / stride + 1, from_width = (width - 1) / stride + 1;
+    return load(from, ((at.image * from_height + at.row / stride) * from_width + at.column / stride) * channels + c,
+                format);
+  }
+};

@@ -15,10 +15,15 @@ constexpr int WIDEST = 32;  // image, for a 3 x 3 kernel
 
 template <int DEPTH, class Arithmetic> struct Staged {};  // DEPTH channels at a time
 
-template <int DEPTH, bool BF16> struct Stage {
+// A tile's pixels and REACH more at both ends, a row of words each, and the row of zeros.
+template <int DEPTH, bool BF16, int REACH = WIDEST + 1> struct Stage {
   static constexpr int VALUES = BF16 ? 2 : 1, WORDS = DEPTH / VALUES, STEPS = WORDS / 8, QUADS = DEPTH / 4;
-  static constexpr int PIXELS = 16 * WARPS, ZEROS = PIXELS + 2 * (WIDEST + 1);
+  static constexpr int PIXELS = 16 * WARPS, ZEROS = PIXELS + 2 * REACH;
   unsigned rows[ZEROS + 1][WORDS + 4];  // 8 neighbours' quarters of a row lie in 32 different banks
+
+  __device__ __forceinline__ void write_zeros() {
+    if (threadIdx.x < WORDS) rows[ZEROS][threadIdx.x] = 0;
+  }
 };
 
 template <int CHANNELS, int DEPTH, bool BF16>
@@ -54,28 +59,56 @@ struct Product<CHANNELS, Staged<DEPTH, TensorCore<BF16>>> : WarpSums<CHANNELS> {
   }
 };
 
-// Bring DEPTH channels of the pixels begin ... end - 1 to the rows from `row` on. BATCH loads of a thread are under
-// way together. `visit(at, v)` sees each value of a tile's own pixels once in the whole launch.
-template <int BATCH, int DEPTH, bool BF16, class Operand, class Visit>
-__device__ __forceinline__ void stage_pixels(Stage<DEPTH, BF16>& stage, int row, int begin, int end, const Tile& tile,
-                                             Operand& x, int first_channel, int channels, Visit visit) {
-  using S = Stage<DEPTH, BF16>;
+// Bring DEPTH channels of a tile's pixels, and of those that a border reaches, to the stage. BATCH loads of a thread
+// are under way together; more would not fit its registers. `visit(at, v)` sees each value of a tile's own pixels
+// once in the whole launch.
+template <int BATCH, int DEPTH, bool BF16, int REACH, class Operand, class Visit>
+__device__ __forceinline__ void stage_pixels(Stage<DEPTH, BF16, REACH>& stage, int border, const Tile& tile, Operand& x,
+                                             int first_channel, const Geometry& g, Visit visit) {
+  using S = Stage<DEPTH, BF16, REACH>;
   constexpr int STRIDE = THREADS / S::QUADS;
-  const int quad = threadIdx.x % S::QUADS, c = first_channel + quad * 4;
-  const int own_end = min(tile.end, tile.first + S::PIXELS);
-  x.at_channel(tile.group * channels + c);
-  for (int first = begin + (int)threadIdx.x / S::QUADS; first < end; first += BATCH * STRIDE) {
+  const int quad = threadIdx.x % S::QUADS, c = first_channel + quad * 4, reach = border * (g.width + 1);
+  const int own_end = min(tile.end, tile.first + S::PIXELS), end = min(tile.end, own_end + reach);
+  x.at_channel(tile.group * g.channels + c);
+  for (int first = max(0, tile.first - reach) + (int)threadIdx.x / S::QUADS; first < end; first += BATCH * STRIDE) {
     float4 v[BATCH];
 #pragma unroll
     for (int i = 0; i < BATCH; i++)
-      if (first + i * STRIDE < end) v[i] = x.read((first + i * STRIDE) * channels + c);
+      if (first + i * STRIDE < end) v[i] = x.read((first + i * STRIDE) * g.channels + c);
 #pragma unroll
     for (int i = 0; i < BATCH; i++) {
       const int pixel = first + i * STRIDE;
       if (pixel >= end) break;
-      if (blockIdx.y == 0 && pixel >= tile.first && pixel < own_end) visit(pixel * channels + c, v[i]);
-      put_words<BF16>(stage.rows[row + pixel - begin], quad, v[i]);
+      if (blockIdx.y == 0 && pixel >= tile.first && pixel < own_end) visit(pixel * g.channels + c, v[i]);
+      put_words<BF16>(stage.rows[reach + pixel - tile.first], quad, v[i]);
     }
+  }
+}
+
+// The staged row that pixel number `row` of a tile reads at a tap; `there`: is there such a pixel?
+template <bool GRADIENT, class S>
+__device__ __forceinline__ const unsigned* find_row(const S& stage, int row, bool there, const Pixel& own, int tap,
+                                                    const Geometry& g) {
+  const int border = g.kernel / 2, away = tap / g.kernel - border, aside = tap % g.kernel - border;
+  const int down = GRADIENT ? -away : away, right = GRADIENT ? -aside : aside;
+  const bool inside =
+      there && (unsigned)(own.row + down) < (unsigned)g.height && (unsigned)(own.column + right) < (unsigned)g.width;
+  return stage.rows[inside ? row + (border + down) * g.width + border + right : S::ZEROS];
+}
+
+// product += the staged channels, `first` and after, at all taps. Lane l names pixel l % 16 of its warp's.
+template <bool GRADIENT, class P, class S>
+__device__ __forceinline__ void multiply_taps(P& product, const S& stage, const Pixel* places, const Tile& tile,
+                                              int first, const uint2* w, int first_channel, const Geometry& g) {
+  const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane % 16, columns = g.out_channels / 8;
+  const int steps = g.channels / (8 * S::VALUES);
+  const Pixel own = places[row];
+  const bool there = tile.first + row < tile.end;
+#pragma unroll 1
+  for (int tap = 0; tap < g.kernel * g.kernel; tap++) {
+    const unsigned* from = find_row<GRADIENT>(stage, row, there, own, tap, g);
+    const int step = tap * steps + first / (8 * S::VALUES);
+    product.multiply(from + lane / 16 * 4, w + (step * columns + first_channel / 8) * 32 + lane, columns);
   }
 }
 
@@ -85,25 +118,11 @@ __device__ __forceinline__ void multiply_windows(Product<CHANNELS, Staged<DEPTH,
                                                  Stage<DEPTH, BF16>& stage, const Pixel* places, const Tile& tile,
                                                  Operand& x, const uint2* w, int first_channel, const Geometry& g,
                                                  Visit visit) {
-  using S = Stage<DEPTH, BF16>;
-  const int border = g.kernel / 2, halo = border * (g.width + 1), lane = threadIdx.x % 32;
-  const int row = threadIdx.x / 32 * 16 + lane % 16, end = min(tile.end, tile.first + S::PIXELS);
-  const int steps = g.channels / (8 * S::VALUES), columns = g.out_channels / 8;
-  const int begin = max(0, tile.first - halo), first_row = begin - (tile.first - halo);
-  const Pixel own = places[row];
-  if (threadIdx.x < S::WORDS) stage.rows[S::ZEROS][threadIdx.x] = 0;
+  stage.write_zeros();
   for (int first = 0; first < g.channels; first += DEPTH) {
-    stage_pixels<CHANNELS == 64 ? 2 : 4>(stage, first_row, begin, min(tile.end, end + halo), tile, x, first, g.channels, visit);
+    stage_pixels<CHANNELS < 64 ? 4 : BF16 ? 2 : 1>(stage, g.kernel / 2, tile, x, first, g, visit);
     __syncthreads();
-    for (int tap = 0; tap < g.kernel * g.kernel; tap++) {
-      const int away = tap / g.kernel - border, aside = tap % g.kernel - border;
-      const int down = GRADIENT ? -away : away, right = GRADIENT ? -aside : aside;
-      const bool inside = tile.first + row < end && (unsigned)(own.row + down) < (unsigned)g.height &&
-                          (unsigned)(own.column + right) < (unsigned)g.width;
-      const unsigned* from = stage.rows[inside ? halo + row + down * g.width + right : S::ZEROS];
-      const int step = tap * steps + first / (8 * S::VALUES);
-      product.multiply(from + lane / 16 * 4, w + (step * columns + first_channel / 8) * 32 + lane, columns);
-    }
+    multiply_taps<GRADIENT>(product, stage, places, tile, first, w, first_channel, g);
     __syncthreads();  // nobody may overwrite pixels that another thread still reads
   }
 }

@@ -12,6 +12,7 @@ import argparse
 from tinyres.errors import CommandLine, UserError, exit_with_one_sentence
 from tinyres.networks import OPTIONS, build_network
 from tinyres.recipes import PAPER_ITERATIONS, RECIPES, get_recipe
+from tinyres_gpu.plan.choices import Choices
 from tinyres_gpu.plan.compile import compile_step, why_not
 from tinyres_gpu.plan.composed import composed_launches
 from tinyres_gpu.plan.emit import Pixels
@@ -65,7 +66,11 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options = {"precision": asked.precision, "stream": asked.stream, "pixels": pixels}
     plan = compile_step(network, recipe, asked.batch_size, **options)
-    apart = compile_step(network, recipe, asked.batch_size, **options, fold=False)
+    single = options | {"choices": Choices(merge=False)}
+    apart, folded = (
+        cost(compile_step(network, recipe, asked.batch_size, **single, fold=fold).launches, card)
+        for fold in (False, True)
+    )
     composed = cost(composed_launches(network, recipe, asked.batch_size, asked.precision), card)
     print(
         f"ResNet-{network.depth}, {network.unit} {network.block} units, option {network.option}, "
@@ -74,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
         f"{1e6 * HOST:g} us from Python.\n"
     )
     print(kinds_table(plan, card), "\n")
-    print(ladder(composed, cost(apart.launches, card), cost(plan.launches, card), asked.iterations), "\n")
+    print(ladder(composed, apart, folded, cost(plan.launches, card), asked.iterations), "\n")
     print(memory(plan))
 
 
@@ -92,13 +97,27 @@ def _kind_line(kind: str, row: Cost, total: Cost) -> str:
     return f"{kind:24}{numbers}{row.seconds / total.seconds:7.0%}"
 
 
-def ladder(composed: Cost, apart: Cost, planned: Cost, iterations: int) -> str:
-    """Return what each rung of the ladder costs, a line each: `apart` is the plan with launches that finish."""
+def ladder(composed: Cost, apart: Cost, folded: Cost, planned: Cost, iterations: int) -> str:
+    """Return what each rung of the ladder costs, a line each.
+
+    Parameters
+    ----------
+    composed : Cost
+        Of the composed step.
+    apart : Cost
+        Of a plan with launches that finish.
+    folded : Cost
+        Of one without them, and with a launch for each gradient.
+    planned : Cost
+        Of the plan as it is.
+    iterations : int
+    """
     rungs = {
         "pairs, launched one by one": (composed, composed.one_by_one),
         "fused, launched one by one": (apart, apart.one_by_one),
         "fused, replayed as a graph": (apart, apart.seconds),
-        "finished by the last block": (planned, planned.seconds),
+        "finished by the last block": (folded, folded.seconds),
+        "both gradients in one": (planned, planned.seconds),
         "the same without gaps": (planned, planned.floor),
     }
     lines = [f"{'':28}{'launches':>9}{'GB':>8}{'ms':>8}{f'minutes for {iterations:,}':>24}"]

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import NamedTuple
 
-from tinyres_gpu.kernels.loader import STAGED_DEPTHS
+from tinyres_gpu.kernels.loader import GRADIENTS, STAGED_DEPTHS
 
 CONVOLUTIONS, DATA, WEIGHTS = "convolutions", "data gradients", "weight gradients"
+BOTH = "both gradients"
 NAMES = {CONVOLUTIONS: "fused_conv", DATA: "fused_data_gradient", WEIGHTS: "fused_weight_gradient"}
 
 WIDEST = 32  # image whose window is staged, as in staged.cuh
@@ -74,7 +75,7 @@ HOPPER = ARCHITECTURES["sm_90"]
 class Question(NamedTuple):
     """A launch that convolves, with everything that its time depends on."""
 
-    kind: str  # CONVOLUTIONS, DATA or WEIGHTS
+    kind: str  # CONVOLUTIONS, DATA, WEIGHTS or BOTH
     arithmetic: str
     images: int
     groups: int
@@ -89,7 +90,7 @@ class Question(NamedTuple):
     @property
     def columns(self) -> int:
         """The channels that the launch computes, which are dealt out over blocks."""
-        return self.c_in if self.kind == DATA else self.c_out
+        return self.c_in if self.kind in (DATA, BOTH) else self.c_out
 
     @property
     def summed(self) -> int:
@@ -114,6 +115,10 @@ class Choice(NamedTuple):
     most: int = MOST  # of the others: partial results that a thread of the last block merges
 
 
+APART = Choice(0)
+"""Both gradients each in a launch of its own."""
+
+
 class Decision(NamedTuple):
     """A question and its answer."""
 
@@ -124,6 +129,9 @@ class Decision(NamedTuple):
 def kernel_of(decision: Decision) -> str:
     """Return the name of the kernel that was chosen, with its template arguments."""
     (kind, arithmetic, *_), choice = decision
+    if kind == BOTH:
+        shape = next(shape for shape in merged_shapes(decision.question) if shape[0] == choice.tile)
+        return f"fused_gradients<{', '.join(map(str, shape))}>"
     if choice.staged:
         arithmetic = f"Staged<{choice.staged}, {arithmetic}>"
     return f"{NAMES[kind]}<{choice.tile}, {arithmetic}>"
@@ -142,6 +150,19 @@ def windows(question: Question) -> list[int]:
     return [*(depth for depth in reversed(depths) if question.summed % depth == 0), 0]
 
 
+def merged_shapes(question: Question) -> list[tuple[int, int, int, int]]:
+    """Return the template arguments of the kernels that find both gradients, the widest block's first."""
+    if question.arithmetic != "Bf16" or question.stride > 1 or question.width > WIDEST:
+        return []
+    shapes = (
+        shape
+        for shape in GRADIENTS
+        if question.c_in % shape[0] == 0
+        and (shape[1] * shape[2], shape[3]) == (question.c_out, question.kernel)
+    )
+    return sorted(shapes, reverse=True)
+
+
 def candidates(question: Question, hardware: Hardware) -> list[Choice]:
     """Return every answer worth measuring, the default first.
 
@@ -152,8 +173,11 @@ def candidates(question: Question, hardware: Hardware) -> list[Choice]:
     [(32, 0, 64), (32, 0, 0), (16, 0, 64), (16, 0, 0)]
     """
     tiles = [tile for tile in TILES if question.columns % tile == 0]
+    splits = [waves * hardware.processors for waves in WAVES]
+    if question.kind == BOTH:
+        tiles = [shape[0] for shape in merged_shapes(question)]
+        return [*(Choice(tile, blocks=blocks) for tile, blocks in product(tiles, splits)), APART]
     if question.kind == WEIGHTS:
-        splits = [waves * hardware.processors for waves in WAVES]
         return [Choice(tile, blocks=blocks) for tile, blocks in product(tiles, splits)]
     every = product(windows(question), tiles, (MOST, NEVER))
     return [Choice(tile, staged, most=most) for staged, tile, most in every]
@@ -161,6 +185,9 @@ def candidates(question: Question, hardware: Hardware) -> list[Choice]:
 
 def fits(question: Question, choice: Choice) -> bool:
     """Whether a choice answers a question, be it one that was made for another card."""
+    if question.kind == BOTH:
+        tiles = [shape[0] for shape in merged_shapes(question)]
+        return choice == APART or (choice.tile in tiles and choice.blocks > 0 and not choice.staged)
     tiled = choice.tile in TILES and question.columns % choice.tile == 0
     counted = choice.blocks > 0 if question.kind == WEIGHTS else choice.blocks == 0 and choice.most >= 0
     return tiled and counted and choice.staged in windows(question)
@@ -176,10 +203,13 @@ class Choices:
         What defaults are for.
     chosen : mapping of str to Choice
         Answers in place of defaults, by the question in words.
+    merge : bool
+        Whether both gradients of a convolution may be found in one launch.
     """
 
     hardware: Hardware = HOPPER
     chosen: Mapping[str, Choice] = field(default_factory=dict)
+    merge: bool = True
 
     def decide(self, question: Question) -> Decision:
         """Answer a question."""

@@ -199,16 +199,12 @@ class _Compiler:
         emit, unit, convs = self.emit, kept.unit, kept.convs
         last, source, norm = convs[-1]
         g = emit.stream_gradient(f"{unit.name}.g", (*norm.tensor.shape[:3], last.c_out))  # at x'
-        arriving, whole = emit.data_gradient(last, arriving, norm, keep=g), Arriving(g)
-        emit.weight_gradient(last, source, whole)
+        arriving = emit.gradients(last, source, arriving, norm, keep=g)
         for conv, source, norm in reversed(convs[1:-1]):
-            below = emit.data_gradient(conv, arriving, norm)
-            emit.weight_gradient(conv, source, arriving)
-            arriving = below
+            arriving = emit.gradients(conv, source, arriving, norm)
         conv, source, norm = convs[0]
-        added, stride = self.shortcut_gradient(kept, whole, g, source) if unit.before else (None, 1)
-        below = emit.data_gradient(conv, arriving, norm, added=added, added_stride=stride)
-        emit.weight_gradient(conv, source, arriving)
+        added, stride = self.shortcut_gradient(kept, Arriving(g), g, source) if unit.before else (None, 1)
+        below = emit.gradients(conv, source, arriving, norm, added=added, added_stride=stride)
         return below if unit.before else below._replace(base=g)  # Eq. (5): the "1 +" is this g
 
     # ---- Original units: x' = relu(s + F(x)), where F ends with batch norm
@@ -241,17 +237,13 @@ class _Compiler:
         masked = arriving.dz  # the gradient behind the addition: what the shortcut gets
         assert masked is not None
         for conv, source, norm in reversed(convs[1:]):
-            below = emit.data_gradient(conv, arriving, norm)
-            emit.weight_gradient(conv, source, arriving)
-            arriving = below
+            arriving = emit.gradients(conv, source, arriving, norm)
         conv, source, norm = convs[0]
         at_shortcut = Arriving(masked)
         if kept.projection and kept.projection[1]:
             at_shortcut = emit.projection_sums(kept.projection[1], masked)
         added, stride = self.shortcut_gradient(kept, at_shortcut, masked, source)
-        below = emit.data_gradient(conv, arriving, norm, added=added, added_stride=stride)
-        emit.weight_gradient(conv, source, arriving)
-        return below
+        return emit.gradients(conv, source, arriving, norm, added=added, added_stride=stride)
 
     def shortcut_gradient(
         self, kept: Kept, arriving: Arriving, whole: Buffer, source: Signal

@@ -19,7 +19,18 @@ from tinyres.optim import decays
 from tinyres.recipes import Recipe
 from tinyres_gpu.kernels.conv import tile_channels
 from tinyres_gpu.kernels.loader import THREADS
-from tinyres_gpu.plan.choices import CONVOLUTIONS, DATA, WEIGHTS, Choices, Decision, Question, kernel_of
+from tinyres_gpu.plan.choices import (
+    APART,
+    BOTH,
+    CONVOLUTIONS,
+    DATA,
+    WEIGHTS,
+    Choices,
+    Decision,
+    Question,
+    kernel_of,
+    merged_shapes,
+)
 from tinyres_gpu.plan.fold import FINISHING, UNFINISHED
 from tinyres_gpu.plan.launches import Argument, Buffer, Deal, Launch, Table, Updated, Written
 from tinyres_gpu.plan.layout import COLOURS, PLANES, planned_shape
@@ -28,7 +39,7 @@ from tinyres_gpu.plan.storage import FORMATS, Storage
 ARITHMETIC = {"float32": "Float32", "tf32": "Tf32", "bf16": "Bf16"}
 ELEMENTS = 1024  # of a parameter that a block sums or updates, as in finish.cu and update.cu
 ACROSS = 16  # channels that a block finishes, as in finish.cu
-STEP, SHORTEST_SPLIT = 32, 256  # pixels of a weight gradient's split: a multiple, and the least
+STEP, SHORTEST_SPLIT = 32, 256  # pixels of a weight gradient's split: a multiple, and at least
 AFFINE, RUNNING = ("weight", "bias"), ("running_mean", "running_var")
 
 SUMMING, POSITION = "sum_splits", "schedule.position"
@@ -129,6 +140,7 @@ class Emitter:
         self.arithmetic = ARITHMETIC[precision]
         self.images = batch_size, batch_size // groups
         self.launches: list[Launch] = []
+        self.instead: Decision | None = None  # to do in two launches what one could do
         self.packed: dict[str, tuple[Buffer, list[Buffer], Conv]] = {}  # weight -> packed for each way
         self.splits: list[tuple[Buffer, Buffer, int]] = []  # partial, gradient, how many: not added up yet
         self.position = Buffer(POSITION, (1,), "int32", permanent=True)
@@ -148,7 +160,10 @@ class Emitter:
     ) -> None:
         """Add one launch."""
         partly = partly or {}
-        self.launches.append(Launch(kernel, kind, grid, arguments, multiply_adds, channels, partly, decision))
+        instead = self.instead if decision else None
+        self.launches.append(
+            Launch(kernel, kind, grid, arguments, multiply_adds, channels, partly, decision, instead)
+        )
 
     # ---- Forward
 
@@ -340,6 +355,65 @@ class Emitter:
         self._data_gradient(layer, decision, arriving, dz, gate, sums, keep, added, added_stride)
         return self.finish_sums(behind, dz, sums)
 
+    def gradients(
+        self,
+        layer: Conv,
+        source: Signal,
+        arriving: Arriving,
+        behind: Norm,
+        *,
+        keep: Buffer | None = None,
+        added: Buffer | None = None,
+        added_stride: int = 1,
+    ) -> Arriving:
+        """Do what `data_gradient` and `weight_gradient` do, in one launch where there is one for it.
+
+        Parameters
+        ----------
+        layer : Conv
+        source : Signal
+            What it read.
+        arriving, behind, keep, added, added_stride
+            As of `data_gradient`.
+
+        Returns
+        -------
+        Arriving
+            At the feature that the batch norm reads.
+        """
+        n, h, w, c = source.tensor.shape
+        tensors = *_parts(arriving), keep, added, behind.tensor, behind.gate, self._dz(behind), source.tensor
+        question = self._question(BOTH, layer, source.tensor.shape, *tensors)
+        decision = self.choices.decide(question) if merged_shapes(question) and self.choices.merge else None
+        if decision is None or decision.choice == APART:
+            self.instead = decision
+            below = self.data_gradient(
+                layer, arriving, behind, keep=keep, added=added, added_stride=added_stride
+            )
+            self.weight_gradient(layer, source, Arriving(keep) if keep else arriving)
+            self.instead = None
+            return below
+        tile = decision.choice.tile
+        rows = self._rows(tile)
+        dz, sums = self._gradient_of(behind, self._tiles(behind.tensor, rows))
+        pixels_of_split, partial = self._split(layer, n * h * w, decision, c // tile, rows)
+        self.launch(
+            kernel_of(decision),
+            BOTH,
+            (partial.shape[0], c // tile),
+            *(*_arriving(arriving), Written(keep) if keep else None, self._weight(layer, decision)),
+            *(added, added.shape[3] if added else 0, added_stride),
+            *(behind.tensor, behind.numbers, behind.gate, _format(behind.tensor)),
+            *(Written(dz), _format(dz), Written(sums)),
+            *(*_stored(source.tensor), _numbers(source), Written(partial)),
+            *(*self.images, pixels_of_split, h, w, c, *UNFINISHED),
+            multiply_adds=2 * n * h * w * layer.c_out * layer.c_in * layer.kernel**2,
+            channels=min(layer.c_in, layer.c_out),
+            decision=decision,
+        )
+        self._wait_for_sum(layer, partial)
+        return self.finish_sums(behind, dz, sums)
+
     def plain_data_gradient(self, layer: Conv, arriving: Arriving, like: Buffer) -> Buffer:
         """Return the gradient at what a convolution read, a tensor shaped like `like`."""
         dx = self.stream_gradient(f"{layer.name}.dx", like.shape)
@@ -355,20 +429,14 @@ class Emitter:
             *(WEIGHTS, layer, source.tensor.shape),
             *(source.tensor, _numbers(source), *_parts(arriving)),
         )
-        tile, blocks = decision.choice.tile, decision.choice.blocks
-        weight = parameter(layer.name + ".weight", planned_shape(layer))
-        depth = weight.size // layer.c_out
-        rows, columns = -(-depth // self._rows(tile)), layer.c_out // tile
-        pixels = n // self.groups * out_image[0] * out_image[1]  # of a group
-        wanted = max(1, blocks // (rows * columns * self.groups))
-        pixels_of_split = max(SHORTEST_SPLIT, -(-pixels // wanted // STEP) * STEP)
-        splits = self.groups * -(-pixels // pixels_of_split)
-        partial = Buffer(f"{layer.name}.splits", (splits, *weight.shape))
+        tile = decision.choice.tile
         y = Buffer(f"{layer.name}.y", (n, *out_image, layer.c_out))
+        rows, columns = -(-(layer.kernel**2) * c // self._rows(tile)), layer.c_out // tile
+        pixels_of_split, partial = self._split(layer, self._pixels(y), decision, rows * columns, STEP)
         self.launch(
             kernel_of(decision),
             WEIGHTS,
-            (splits, rows, columns),
+            (partial.shape[0], rows, columns),
             *(*_stored(source.tensor), _numbers(source), *_arriving(arriving), Written(partial)),
             *(*self.images, pixels_of_split),
             *(*image, c, *out_image, layer.c_out, layer.kernel, layer.stride),
@@ -376,9 +444,7 @@ class Emitter:
             channels=min(layer.c_in, layer.c_out),
             decision=decision,
         )
-        self.splits.append((partial, gradient(weight), splits))
-        if sum(one.nbytes for one, _, _ in self.splits) > self.choices.hardware.summed_together:
-            self.sum_splits()
+        self._wait_for_sum(layer, partial)
 
     def finish_sums(self, behind: Norm, dz: Buffer, sums: Buffer) -> Arriving:
         """Finish the sums of a batch norm's backward: its parameters' gradients, and how dz becomes dx."""
@@ -475,15 +541,53 @@ class Emitter:
             decision=decision,
         )
 
+    def _split(
+        self, layer: Conv, pixels: int, decision: Decision, blocks: int, step: int
+    ) -> tuple[int, Buffer]:
+        """Split the pixels of a weight gradient over blocks.
+
+        Parameters
+        ----------
+        layer : Conv
+        pixels : int
+            To be split.
+        decision : Decision
+            Into how many blocks, about.
+        blocks : int
+            That share a split.
+        step : int
+            Pixels of a split are a multiple of it.
+
+        Returns
+        -------
+        int
+            Pixels of a split.
+        Buffer
+            For what each of them finds.
+        """
+        of_a_group = pixels // self.groups
+        wanted = max(1, decision.choice.blocks // (blocks * self.groups))
+        length = max(SHORTEST_SPLIT, -(-of_a_group // wanted // step) * step)
+        splits = self.groups * -(-of_a_group // length)
+        return length, Buffer(f"{layer.name}.splits", (splits, *planned_shape(layer)))
+
+    def _wait_for_sum(self, layer: Conv, partial: Buffer) -> None:
+        """Remember that the splits of a weight gradient have to be added up."""
+        weight = parameter(layer.name + ".weight", planned_shape(layer))
+        self.splits.append((partial, gradient(weight), partial.shape[0]))
+        if sum(one.nbytes for one, _, _ in self.splits) > self.choices.hardware.summed_together:
+            self.sum_splits()
+
     def _weight(self, layer: Conv, decision: Decision) -> Buffer:
         """Return the weight as the kernel that was chosen reads it."""
         weight = parameter(layer.name + ".weight", planned_shape(layer))
-        if not decision.choice.staged:
+        kind = decision.question.kind
+        if not decision.choice.staged and kind != BOTH:
             return weight
         words = weight.size // 2 if self.arithmetic == "Bf16" else weight.size
         ways = [Buffer(f"{layer.name}.packed.{way}", (words,), "uint32") for way in ("forward", "backward")]
         self.packed[weight.name] = weight, ways, layer
-        return ways[decision.question.kind == DATA]
+        return ways[kind != CONVOLUTIONS]
 
     def _gradient_of(self, behind: Norm, tiles: int) -> tuple[Buffer, Buffer]:
         """Return the buffers of the gradient behind a batch norm and of its partial sums."""
@@ -501,10 +605,13 @@ class Emitter:
 
     def _decide(self, kind: str, layer: Conv, shape: tuple[int, ...], *tensors: Buffer | None) -> Decision:
         """Choose how a launch is made, from what the convolution reads, (N, H, W, C_in), and who takes part."""
+        return self.choices.decide(self._question(kind, layer, shape, *tensors))
+
+    def _question(self, kind: str, layer: Conv, shape: tuple[int, ...], *tensors: Buffer | None) -> Question:
         n, h, w, c = shape
         of_layer = c, layer.c_out, layer.kernel, layer.stride
         formats = ",".join(tensor.dtype if tensor else "-" for tensor in tensors)
-        return self.choices.decide(Question(kind, self.arithmetic, n, self.groups, h, w, *of_layer, formats))
+        return Question(kind, self.arithmetic, n, self.groups, h, w, *of_layer, formats)
 
     def _rows(self, tile: int) -> int:
         """Return how many rows the product of a block has, `tile` columns wide."""

@@ -113,6 +113,8 @@ class Launch:
         Bytes that are moved of a buffer of which not all is, by its name.
     decision : Decision, optional
         Why it is this kernel in this shape, where there was a choice.
+    instead : Decision, optional
+        Why it is this launch and not another one that does more.
     """
 
     kernel: str
@@ -123,6 +125,12 @@ class Launch:
     channels: int = 0
     partly: Mapping[str, int] = field(default_factory=dict)
     decision: Decision | None = None
+    instead: Decision | None = None
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """Every choice that it is due to."""
+        return [decision for decision in (self.decision, self.instead) if decision]
 
     @property
     def accesses(self) -> Iterator[Access]:

@@ -249,10 +249,12 @@ class PlannedStep:
     @property
     def kernels(self) -> dict[str, Any]:
         """What was chosen, as JSON has it: with the same, a step computes the same bits."""
-        decisions = (
-            launch.decision for program, _ in self.runners.values() for launch in program.plan.launches
-        )
-        run = {str(decision.question): decision.choice for decision in decisions if decision}
+        run = {
+            str(decision.question): decision.choice
+            for program, _ in self.runners.values()
+            for launch in program.plan.launches
+            for decision in launch.decisions
+        }
         return as_json({**self.choices.chosen, **run})
 
     def plan(self, n: int, size: Sequence[int] = (), choices: Choices | None = None) -> Plan:

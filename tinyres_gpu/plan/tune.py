@@ -6,7 +6,8 @@ a choice is timed alone, several times, and all of it in two rounds, of which th
 first a card may still be waking up. The cache is flooded before, and the launch before it runs between, so
 that it finds in the cache about what it will find there in the step. It is timed together with what it causes:
 the launch that finishes its moments or sums, where its last block does not; and the adding up of a weight
-gradient's splits, which is shared out by their bytes.
+gradient's splits, which is shared out by their bytes. One launch for both gradients of a convolution stands
+against the best two, which are known by then.
 
 The default stays unless another choice is faster by more than `MARGIN`: noise does not decide.
 """
@@ -17,6 +18,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -104,7 +106,7 @@ class Scratch:
 
 def questions_of(plan: Plan) -> dict[str, Question]:
     """Return the questions that a plan's launches asked, by their words."""
-    asked = (launch.decision.question for launch in plan.launches if launch.decision)
+    asked = (decision.question for launch in plan.launches for decision in launch.decisions)
     return {str(question): question for question in asked}
 
 
@@ -115,24 +117,26 @@ def costs(program: Program, clock: Clock) -> dict[str, float]:
     program.run()
     launches = program.plan.launches
     alike: dict[tuple[Any, ...], list[int]] = {}
-    asked_for: dict[str, str] = {}  # buffer -> the question of the launch that wrote it
+    asked_for: dict[str, tuple[str, ...]] = {}  # buffer -> the questions of the launch that wrote it
     for number, launch in enumerate(launches):
-        if launch.decision:
-            question = str(launch.decision.question)
-            alike.setdefault((question, launch.grid, launch.bytes), []).append(number)
-            asked_for |= {buffer.name: question for buffer in launch.writes}
+        if questions := tuple(str(decision.question) for decision in launch.decisions):
+            alike.setdefault((questions, launch.grid, launch.bytes), []).append(number)
+            asked_for |= {buffer.name: questions for buffer in launch.writes}
     seconds: defaultdict[str, float] = defaultdict(float)
-    for (question, *_), numbers in alike.items():
+    for (questions, *_), numbers in alike.items():
         first = numbers[0]
         end = first + 1 + _finishes(launches, first + 1)
         before = first - 1 if first and _in_common(launches[first - 1], launches[first]) else None
-        seconds[question] += len(numbers) * clock(program, first, end, before)
+        taken = len(numbers) * clock(program, first, end, before)
+        for question in questions:
+            seconds[question] += taken
     for number, launch in enumerate(launches):
         if launch.kernel == SUMMING:
             splits = [buffer for buffer in launch.reads if buffer.name in asked_for]
             taken = clock(program, number, number + 1, number)  # behind itself: all is in the cache
             for buffer in splits:
-                seconds[asked_for[buffer.name]] += taken * buffer.nbytes / sum(one.nbytes for one in splits)
+                for question in asked_for[buffer.name]:
+                    seconds[question] += taken * buffer.nbytes / sum(one.nbytes for one in splits)
     return dict(seconds)
 
 
@@ -172,7 +176,7 @@ def measure(
     rivals = {words: candidates(question, known.hardware) for words, question in questions.items()}
     ranks = range(max(map(len, rivals.values())))
     running = [{words: of[rank] for words, of in rivals.items() if rank < len(of)} for rank in ranks]
-    plans = [compile_with(Choices(known.hardware, {**known.chosen, **choices})) for choices in running]
+    plans = [compile_with(replace(known, chosen={**known.chosen, **choices})) for choices in running]
     programs = scratch.bind(plans)
     rounds = [[costs(program, clock) for program in programs] for _ in range(ROUNDS)]
     return {
@@ -220,7 +224,8 @@ def choose(
         If the environment variable `SWITCH` says something unheard of.
     """
     hardware = hardware_of(cupy)
-    questions = questions_of(compile_with(Choices(hardware)))
+    single = questions_of(compile_with(Choices(hardware, merge=False)))
+    questions = single | questions_of(compile_with(Choices(hardware)))
     defaults = {words: candidates(question, hardware)[0] for words, question in questions.items()}
     if recorded:
         chosen = _as_recorded(recorded)
@@ -243,15 +248,21 @@ def choose(
     if not missing:
         return Choices(hardware, {words: cached[words] for words in questions}), f"measured before, in {path}"
     begun = time.perf_counter()
-    known = Choices(hardware, {words: cached[words] for words in questions if words not in missing})
-    found = measure(missing, known, compile_with, scratch, card_clock(cupy, hardware))
+    chosen = {words: cached[words] for words in questions if words not in missing}
+    found: dict[str, Choice] = {}
+    clock = card_clock(cupy, hardware)
+    for merge in (False, True):  # so that launches do their best when it comes to doing without them
+        wanting = {words: question for words, question in missing.items() if merge != (words in single)}
+        if wanting:
+            known = Choices(hardware, chosen | found, merge)
+            found |= measure(wanting, known, compile_with, scratch, clock)
     where = f", kept in {path}" if keep(path, of, cached | found, warn) else ""
     changed = sum(found[words] != defaults[words] for words in found)
     how = (
         f"measured: {len(found)} kinds of launch in {time.perf_counter() - begun:.0f} s, "
         f"{changed} not as by default{where}"
     )
-    return Choices(hardware, {**known.chosen, **found}), how
+    return Choices(hardware, chosen | found), how
 
 
 def _as_recorded(recorded: Mapping[str, Any]) -> dict[str, Choice]:
