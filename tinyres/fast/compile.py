@@ -143,7 +143,6 @@ class _Compiler:
         output.trunk = self.buffer("trunk", output)
         if not shares:
             x.joins = True
-            x.z_joined = next(layer for layer in branch if isinstance(layer, Conv)).kernel == 1
             output.residual = x
         elif isinstance(shortcut, Feature):
             shortcut.trunk = output.trunk

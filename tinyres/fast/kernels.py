@@ -167,7 +167,8 @@ class Pointwise(Kernel):
         np.matmul(dy, minus_x.reshape(self.input.shape).swapaxes(1, 2), out=self.products)
         sum_products(self.products, self.ones, self.dw)
         if not isinstance(self.source, Patches):
-            np.matmul(self.transposed, dy, out=self.source.place(pixels))
+            assert self.source.gradient is not None
+            np.matmul(self.transposed, dy, out=self.source.gradient.pixels[pixels])
             yield pixels, self.mask
 
     def weight_gradient(self) -> Array:

@@ -63,8 +63,6 @@ class Feature(Tensor):
     joins : bool
         Whether an identity shortcut reads it as it is, so that `trunk` already holds the gradient of x_{l+1}
         and its own is added: Eq. (5).
-    z_joined : bool
-        Whether z was added to `trunk` as soon as it was known, a tile at a time in cache: b x + d remains.
     measured : bool
         Whether its moments are taken; at test time nobody wants them.
     """
@@ -75,7 +73,7 @@ class Feature(Tensor):
         self.norm: Norm | None = None
         self.residual: Tensor | None = None
         self.trunk: Tensor | None = None
-        self.joins = self.z_joined = False
+        self.joins = False
         _, _, channels, n = values.shape
         self.pilot = np.zeros(channels * n, values.dtype)
         self.sums = np.zeros((2, channels * n), values.dtype)  # of x - p and of its square
@@ -126,7 +124,7 @@ class Feature(Tensor):
             return self.norm.load_gradient(tile, self.space("gradient", self.rows[tile].shape))
         total = self.trunk.rows[tile]
         if self.joins:
-            own = self.norm.load_gradient(tile, self.space("gradient", total.shape), self.z_joined)
+            own = self.norm.load_gradient(tile, self.space("gradient", total.shape))
             np.add(total, own, out=total)  # Eq. (5)
         else:
             self.norm.load_gradient(tile, total)
@@ -251,20 +249,16 @@ class Norm:
         gradients = {self.name + ".weight": dgamma, self.name + ".bias": dbeta}
         return {name: gradient.astype(self.space.dtype) for name, gradient in gradients.items()}
 
-    def load_gradient(self, tile: slice, out: Array, without_z: bool = False) -> Array:
-        """Write a z + b x + d for the rows of a tile, or b x + d."""
+    def load_gradient(self, tile: slice, out: Array) -> Array:
+        """Write a z + b x + d for the rows of a tile."""
         np.multiply(self.x.rows[tile], self.b, out=out)
         np.add(out, self.d, out=out)
-        if not without_z:
-            assert self.gradient is not None
-            self.add_scaled(self.gradient.rows[tile], out)
-        return out
-
-    def add_scaled(self, z: Array, out: Array) -> None:
-        """Add a z."""
+        assert self.gradient is not None
+        z = self.gradient.rows[tile]
         if not self.folded:
             z = np.multiply(z, self.a, out=self.space("elementwise", z.shape))
         np.add(out, z, out=out)
+        return out
 
 
 @dataclass
@@ -365,12 +359,6 @@ class Activation:
         np.bitwise_and(bits, mask, out=bits)
         return scratch
 
-    def place(self, tile: slice) -> Array:
-        """Return where a convolution writes a tile of z, (pixels, C, n): scratch, where z joins at once."""
-        if not self.norms[0].x.z_joined:
-            return self.gradient.pixels[tile]
-        return self.space("z", (tile.stop - tile.start, *self.shape[2:]))
-
     def weigh(self, sum_za: Array) -> None:
         """Take a reader's share of the sum of z times the activation, (C,), for batch norm."""
         for norm in self.norms:
@@ -380,16 +368,11 @@ class Activation:
         """Finish a tile of z that the convolution has written: add the shortcut's share, mask, sum."""
         if self.shortcut_gradient is not None:
             self.shortcut_gradient.add(tile, self.gradient)
-        z = self.place(tile)
-        z = z.reshape(len(z), -1)
+        z = self.gradient.rows[tile]
         bits = z.view(self.integer)
         np.bitwise_and(bits, mask, out=bits)
         for norm in self.norms:
             norm.collect(tile, z)
-        feature = self.norms[0].x
-        if feature.z_joined:
-            assert feature.trunk is not None
-            self.norms[0].add_scaled(z, feature.trunk.rows[tile])
 
 
 class Patches(Tensor):
@@ -444,10 +427,6 @@ class Projected:
     def factor(self) -> Array:
         """What the weights are multiplied by."""
         return self.activation.factor
-
-    def place(self, tile: slice) -> Array:
-        """Return where a convolution writes a tile of its gradient, (pixels, C, n)."""
-        return self.gradient.pixels[tile]
 
     def absorb(self, tile: slice, mask: Array) -> None:
         """Do nothing: the activation masks the sum of both gradients."""
