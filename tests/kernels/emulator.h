@@ -2,10 +2,9 @@
 // stop in the middle and go on later. A block is a set of fibers; a barrier is where each stops until all have.
 //
 // What it shows: wrong indices, missing or diverging barriers, shared memory read before it is written, wrong
-// tensor-core fragments, asynchronous copies that nobody waited for. How: shared memory starts as NaN, threads,
-// warps and blocks run in whatever order the schedule draws, and an asynchronous copy lands as late, or as
-// early, as the rules allow. What it cannot show: speed, bank conflicts, races between blocks, and races that
-// need two threads to interleave between barriers rather than at them.
+// tensor-core fragments. How: shared memory starts as NaN, and threads, warps and blocks run in whatever order the
+// schedule draws. What it cannot show: speed, bank conflicts, races between blocks, and races that need two threads
+// to interleave between barriers rather than at them.
 //
 // Blocks run one after another, so `__shared__` can be a static variable; emulator.py adds a call of
 // `poison_once` after each declaration. Needs g++ -std=c++17.
@@ -52,8 +51,6 @@ namespace emulator {
 constexpr size_t STACK_BYTES = 64 * 1024;
 constexpr unsigned MAX_THREADS = 1024, WARP = 32;
 
-struct Copy { void* to; const void* from; };  // 16 bytes
-
 struct Fiber {
   void* stack_pointer = nullptr;
   unsigned char* stack = nullptr;
@@ -61,7 +58,6 @@ struct Fiber {
   dim3 index{};         // threadIdx
   bool done = false;
   bool fenced = false, counted = false;  // since the last barrier: a fence, and an atomic addition with none behind
-  std::vector<std::vector<Copy>> copies;  // asynchronous ones in flight: committed groups, the open one last
 };
 
 #if defined(__x86_64__)
@@ -228,7 +224,6 @@ inline int run_blocks(dim3 grid, dim3 size, const std::function<void()>& body) {
       fiber.number = i;
       fiber.index = {i % size.x, i / size.x % size.y, i / size.x / size.y};
       fiber.done = fiber.fenced = fiber.counted = false;
-      fiber.copies.assign(1, {});
       block.warps[i / WARP].live++;
       prepare(fiber, run_thread);
     }
@@ -380,47 +375,24 @@ inline void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[
 // ldmatrix: four 8x8 matrices of 16-bit values; lane i names row i % 8 of matrix i / 8.
 inline void gather_matrices(uint32_t (&r)[4], const void* row, bool transposed, int line) {
   if ((uintptr_t)row % 16) fail(line, "a row of ldmatrix does not begin at a multiple of 16 bytes");
-  const unsigned l = lane();
-  uint32_t result[4];
+  Warp& w = warp();
+  w.slot[lane()] = (uint64_t)(uintptr_t)row;
+  arrive_and_wait(w.barrier, w.live, line);
   for (unsigned matrix = 0; matrix < 4; matrix++) {
-    result[matrix] = 0;
+    r[matrix] = 0;
     for (unsigned half = 0; half < 2; half++) {
-      const unsigned i = transposed ? l % 4 * 2 + half : l / 4, j = transposed ? l / 4 : l % 4 * 2 + half;
-      // every lane asks for the address it needs; lanes differ in `i`, so all 8 rows are passed round
-      const uint16_t* from = nullptr;
-      for (unsigned k = 0; k < 8; k++) {
-        const uint16_t* address = (const uint16_t*)shuffle((uint64_t)(uintptr_t)row, matrix * 8 + k, line);
-        if (k == i) from = address;
-      }
-      result[matrix] |= (uint32_t)from[j] << 16 * half;
+      const unsigned along = lane() % 4 * 2 + half, across = lane() / 4;
+      const unsigned i = transposed ? along : across, j = transposed ? across : along;
+      r[matrix] |= (uint32_t)((const uint16_t*)(uintptr_t)w.slot[matrix * 8 + i])[j] << 16 * half;
     }
   }
-  memcpy(r, result, sizeof result);
-  arrive_and_wait(warp().barrier, warp().live, line);
+  arrive_and_wait(w.barrier, w.live, -line);
 }
 inline void load_matrices(uint32_t (&r)[4], const void* row, int line = __builtin_LINE()) {
   gather_matrices(r, row, false, line);
 }
 inline void load_matrices_transposed(uint32_t (&r)[4], const void* row, int line = __builtin_LINE()) {
   gather_matrices(r, row, true, line);
-}
-
-// ---- Asynchronous copies may land at once or not before their wait; which, the schedule decides.
-
-inline void copy_async(void* to, const void* from, bool keep, int line = __builtin_LINE()) {
-  static const unsigned char zeros[16] = {};
-  if (!keep) from = zeros;
-  if ((uintptr_t)to % 16 || (keep && (uintptr_t)from % 16)) fail(line, "an asynchronous copy is not aligned");
-  if (schedule == 1 || (schedule > 1 && draw() % 2)) memcpy(to, from, 16);
-  else current->copies.back().push_back({to, from});
-}
-inline void copy_async_commit() { current->copies.push_back({}); }
-template <int groups_left> void copy_async_wait() {
-  auto& copies = current->copies;
-  while (copies.size() > size_t(groups_left + 1)) {
-    for (const Copy& copy : copies.front()) memcpy(copy.to, copy.from, 16);
-    copies.erase(copies.begin());
-  }
 }
 
 }  // namespace emulator
@@ -457,9 +429,6 @@ inline int atomicAdd(int* address, int value, int line = __builtin_LINE()) {
 inline float from_float16(unsigned bits) { return same_bits<_Float16>((uint16_t)bits); }
 inline unsigned to_float16(float value) { return same_bits<uint16_t>((_Float16)value); }
 
-using emulator::copy_async;
-using emulator::copy_async_commit;
-using emulator::copy_async_wait;
 using emulator::load_matrices;
 using emulator::load_matrices_transposed;
 using emulator::mma_bf16;

@@ -52,17 +52,4 @@ __device__ __forceinline__ void load_matrices_transposed(unsigned (&r)[4], const
                : "memory");
 }
 
-// 16 bytes from global to shared memory without passing through registers, while the thread goes on; zeros where
-// `keep` is false. Both addresses are multiples of 16. They have landed after the wait for their group, and only
-// then; other threads see them after the next barrier.
-__device__ __forceinline__ void copy_async(void* shared, const void* global, bool keep) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((unsigned)__cvta_generic_to_shared(shared)),
-               "l"(global), "r"(keep ? 16 : 0)
-               : "memory");
-}
-__device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int GROUPS_LEFT> __device__ __forceinline__ void copy_async_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS_LEFT) : "memory");
-}
-
 #endif
