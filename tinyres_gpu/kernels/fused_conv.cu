@@ -6,11 +6,11 @@
 
 template <int CHANNELS, class Arithmetic>
 __global__ void __launch_bounds__(THREADS, AT_ONCE<CHANNELS>)
-    fused_conv(const Stored* x, int x_format, const float4* norm, const Weight<CHANNELS, Arithmetic>* w, const Stored* shortcut,
-               const float4* shortcut_norm, int shortcut_channels, int shortcut_stride, Stored* y, int y_format,
-               float2* moments, int images, int images_per_group, int height, int width, int channels, int out_height,
-               int out_width, int out_channels, int kernel, int stride, const MomentsToFinish* to_finish,
-               int* arrivals) {
+    fused_conv(const Stored* x, int x_format, const float4* norm, const Weight<CHANNELS, Arithmetic>* w,
+               const Stored* shortcut, const float4* shortcut_norm, int shortcut_channels, int shortcut_stride,
+               Stored* y, int y_format, float2* moments, int images, int images_per_group, int height, int width,
+               int channels, int out_height, int out_width, int out_channels, int kernel, int stride,
+               const MomentsToFinish* to_finish, int* arrivals) {
   using P = Product<CHANNELS, Arithmetic>;
   constexpr int QUADS = CHANNELS / 4;
   const Geometry g = {height, width, channels, out_height, out_width, out_channels, kernel, stride, false};

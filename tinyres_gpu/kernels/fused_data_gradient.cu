@@ -12,11 +12,12 @@
 template <int CHANNELS, class Arithmetic>
 __global__ void __launch_bounds__(THREADS, AT_ONCE<CHANNELS>)
     fused_data_gradient(const Stored* base, const Stored* dz, const Stored* y, int dz_format, int y_format,
-                        const float4* affine, Stored* kept, const Weight<CHANNELS, Arithmetic>* w, const Stored* added, int added_channels,
-                        int added_stride, const Stored* t, const float4* norm, const Stored* gate, int t_format,
-                        Stored* dx, int dx_format, float2* sums, int images, int images_per_group, int height,
-                        int width, int channels, int out_height, int out_width, int out_channels, int kernel,
-                        int stride, const SumsToFinish* to_finish, int* arrivals) {
+                        const float4* affine, Stored* kept, const Weight<CHANNELS, Arithmetic>* w,
+                        const Stored* added, int added_channels, int added_stride, const Stored* t,
+                        const float4* norm, const Stored* gate, int t_format, Stored* dx, int dx_format,
+                        float2* sums, int images, int images_per_group, int height, int width, int channels,
+                        int out_height, int out_width, int out_channels, int kernel, int stride,
+                        const SumsToFinish* to_finish, int* arrivals) {
   using P = Product<CHANNELS, Arithmetic>;
   constexpr int QUADS = CHANNELS / 4;
   const Geometry g = {height, width, channels, out_height, out_width, out_channels, kernel, stride, true};

@@ -64,10 +64,11 @@ __global__ void __launch_bounds__(THREADS, 2)
     }
     product.write(shared.outputs);
     __syncthreads();
+    const auto da = [&](int i, int c) {
+      return load(shared.outputs[i], c - first_channel) + shortcut.read(places[i], c, height, width);
+    };
     pass_gate<CHANNELS>(t, norm, gate, t_format, dx, dx_format, sums, tile, P::ROWS, first_channel, out_channels,
-                        reduced, [&](int i, int c) {
-                          return load(shared.outputs[i], c - first_channel) + shortcut.read(places[i], c, height, width);
-                        });
+                        reduced, da);
   }  // whose last barrier all have passed with nothing of the tile left to read
   weight_sums.write(partial + (long long)blockIdx.x * KERNEL * KERNEL * out_channels * DEPTH * CHUNKS, first_channel,
                     out_channels, shared.collected);

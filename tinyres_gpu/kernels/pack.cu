@@ -13,7 +13,8 @@ struct Packing {
   long long taps, channels, out_channels;
 };
 
-template <bool BF16> __global__ void pack_weights(const Packing* packings, const int* of_block, const int* first_of_block) {
+template <bool BF16>
+__global__ void pack_weights(const Packing* packings, const int* of_block, const int* first_of_block) {
   constexpr int VALUES = BF16 ? 2 : 1;
   const Packing of = packings[of_block[blockIdx.x]];
   const int channels = of.channels, out_channels = of.out_channels, first = first_of_block[blockIdx.x];

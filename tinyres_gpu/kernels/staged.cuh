@@ -104,7 +104,7 @@ __device__ __forceinline__ void multiply_taps(P& product, const S& stage, const 
   const int steps = g.channels / (8 * S::VALUES);
   const Pixel own = places[row];
   const bool there = tile.first + row < tile.end;
-#pragma unroll 1
+#pragma unroll 1  // several taps at once want more registers than there are
   for (int tap = 0; tap < g.kernel * g.kernel; tap++) {
     const unsigned* from = find_row<GRADIENT>(stage, row, there, own, tap, g);
     const int step = tap * steps + first / (8 * S::VALUES);

@@ -2,10 +2,10 @@
 //
 //     dw[tap] (C_in x C_out) = sum_pixels a[pixel]^T dy[pixel - tap]
 //
-// The sum runs over pixels, so both operands are wanted across the rows that they lie in, which load_matrices_transposed
-// delivers: for 32 pixels at a time, of which each lane names one. A block has CHANNELS input channels and CHUNKS times
-// DEPTH output channels. A warp has 8 output channels of each chunk, for which it keeps the sums of all taps in its
-// registers; where there are more warps than that, they share the pixels.
+// The sum runs over pixels, so both operands are wanted across the rows that they lie in, which
+// load_matrices_transposed delivers: for 32 pixels at a time, of which each lane names one. A block has CHANNELS input
+// channels and CHUNKS times DEPTH output channels. A warp has 8 output channels of each chunk, for which it keeps the
+// sums of all taps in its registers; where there are more warps than that, they share the pixels.
 
 template <int CHANNELS, int DEPTH, int CHUNKS, int KERNEL> struct WeightSums {
   static constexpr int TAPS = KERNEL * KERNEL, ROWS = KERNEL == 1 ? CHANNELS / 16 : 1;  // sixteens of input channels
