@@ -40,6 +40,7 @@
 struct alignas(8) float2 { float x, y; };
 struct alignas(8) uint2 { unsigned x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
 struct dim3 { unsigned x, y, z; };
 using std::max;
 using std::min;
@@ -57,7 +58,7 @@ struct Fiber {
   unsigned number = 0;  // within the block
   dim3 index{};         // threadIdx
   bool done = false;
-  bool fenced = false, counted = false;  // since the last barrier: a fence, and an atomic addition with none behind
+  bool counted = false;  // itself in as the last one, with no fence behind
 };
 
 #if defined(__x86_64__)
@@ -149,8 +150,7 @@ inline void arrive_and_wait(Barrier& barrier, unsigned live, int line) {
 }
 
 inline void wait_for_block(int line) {
-  if (current->counted) fail(line, "a thread counted itself in and no fence follows");
-  current->fenced = false;
+  if (current->counted) fail(line, "a thread came last and no fence follows");
   arrive_and_wait(block.barrier, block.live, line);
 }
 
@@ -223,7 +223,7 @@ inline int run_blocks(dim3 grid, dim3 size, const std::function<void()>& body) {
       if (!fiber.stack) fiber.stack = (unsigned char*)aligned_alloc(16, STACK_BYTES);
       fiber.number = i;
       fiber.index = {i % size.x, i / size.x % size.y, i / size.x / size.y};
-      fiber.done = fiber.fenced = fiber.counted = false;
+      fiber.done = fiber.counted = false;
       block.warps[i / WARP].live++;
       prepare(fiber, run_thread);
     }
@@ -403,9 +403,9 @@ inline void load_matrices_transposed(uint32_t (&r)[4], const void* row, int line
 #define gridDim (emulator::block.grid)
 #define __syncthreads() emulator::wait_for_block(__LINE__)
 #define __syncwarp() emulator::arrive_and_wait(emulator::warp().barrier, emulator::warp().live, __LINE__)
-// Blocks run one after another, so nobody would notice a missing fence. So the pattern itself is demanded: a barrier,
-// a fence, the atomic addition, a fence, and a barrier.
-#define __threadfence() (emulator::current->fenced = true, emulator::current->counted = false)
+// Blocks run one after another, so nobody would notice a missing fence. So the pattern itself is demanded: whoever
+// counts itself in as the last one makes a fence before the next barrier.
+#define __threadfence() (emulator::current->counted = false)
 #define __ldcg(address) (*(address))
 template <class To, class From> To same_bits(From from) {
   To to;
@@ -415,10 +415,9 @@ template <class To, class From> To same_bits(From from) {
 }
 inline float __uint_as_float(unsigned bits) { return same_bits<float>(bits); }
 inline unsigned __float_as_uint(float value) { return same_bits<unsigned>(value); }
-inline int atomicAdd(int* address, int value, int line = __builtin_LINE()) {
-  if (!emulator::current->fenced) emulator::fail(line, "a thread counts itself in with no fence behind the barrier");
-  emulator::current->counted = true;
-  return std::exchange(*address, *address + value);
+inline int count_in(int* arrivals) {
+  emulator::current->counted = *arrivals + 1 == (int)gridDim.x;
+  return (*arrivals)++;
 }
 #define __shfl_xor_sync(mask, value, bits) emulator::shuffle(value, emulator::lane() ^ (bits), __LINE__)
 #define __shfl_down_sync(mask, value, by) \

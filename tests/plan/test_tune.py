@@ -9,7 +9,7 @@ import pytest
 
 from tests.fast.test_step import make_batches, random_state
 from tests.gpu.stand_in import Stream, installed, stand_in
-from tests.kernels.tools import require_compiler
+from tests.kernels.tools import EMULATED, require_compiler
 from tests.plan.tools import GROUPED, planned
 from tests.toy_run import toy_data
 from tinyres.backends import get_backend
@@ -17,7 +17,8 @@ from tinyres.data import Batches
 from tinyres.errors import UserError
 from tinyres.networks import build_network
 from tinyres_gpu.plan import tune
-from tinyres_gpu.plan.choices import APART, BOTH, WEIGHTS, Choices
+from tinyres_gpu.plan.choices import APART, BOTH, HOPPER, WEIGHTS, Choices, candidates
+from tinyres_gpu.plan.compile import compile_step
 from tinyres_gpu.plan.kept import as_json, from_json
 
 pytestmark = require_compiler
@@ -131,6 +132,22 @@ def test_a_tie_goes_to_the_default(cupy, monkeypatch):
     step = make_step(cupy)
     assert step.choices.chosen == chosen
     assert step.tuning == "defaults, as TINYRES_KERNELS says"
+
+
+def test_plans_of_one_step_may_need_different_arrays():
+    """Where no block finishes as the last one, nobody counts them in."""
+    questions = tune.questions_of(compile_step(NETWORK, GROUPED, 6, size=(8, 8)))
+    never = {words: candidates(of, HOPPER)[0]._replace(most=0) for words, of in questions.items()}
+    never = {words: choice for words, choice in never.items() if not choice.blocks}
+    plans = [
+        compile_step(NETWORK, GROUPED, 6, size=(8, 8), choices=choices, fold=fold)
+        for choices, fold in ((Choices(chosen=never), False), (Choices(), True))
+    ]
+    first, second = ({buffer.name for buffer in plan.permanent} for plan in plans)
+    assert second - first == {"arrivals"}
+    programs = tune.Scratch(EMULATED, lambda buffer: np.zeros(buffer.shape, buffer.dtype)).bind(plans)
+    assert programs[0].arrays["conv1.weight"] is programs[1].arrays["conv1.weight"]
+    assert "arrivals" in programs[1].arrays
 
 
 def test_what_a_launch_causes_is_counted_with_it(cupy, monkeypatch):

@@ -1,13 +1,15 @@
 // Launches that finish what others left behind: see finish.cuh.
 
+constexpr int ACROSS = 16;  // channels of a block; every network here has multiples of that
+
 __global__ void __launch_bounds__(THREADS) finish_moments(const MomentsToFinish* of, const float2* partial) {
-  __shared__ double shared[LANES][ACROSS];
-  finish(*of, partial, blockIdx.x * ACROSS, shared);
+  __shared__ double shared[THREADS];
+  finish(*of, partial, blockIdx.x * ACROSS, ACROSS, shared);
 }
 
 __global__ void __launch_bounds__(THREADS) finish_sums(const SumsToFinish* of, const float2* partial) {
-  __shared__ double shared[LANES][ACROSS];
-  finish(*of, partial, blockIdx.x * ACROSS, shared);
+  __shared__ double shared[THREADS];
+  finish(*of, partial, blockIdx.x * ACROSS, ACROSS, shared);
 }
 
 // Weight gradients, many parameters in one launch: block i has ELEMENTS numbers of sum sum_of_block[i].

@@ -12,7 +12,7 @@ __global__ void __launch_bounds__(THREADS, AT_ONCE<CHANNELS>)
                int channels, int out_height, int out_width, int out_channels, int kernel, int stride,
                const MomentsToFinish* to_finish, int* arrivals) {
   using P = Product<CHANNELS, Arithmetic>;
-  constexpr int QUADS = CHANNELS / 4;
+  constexpr int QUADS = CHANNELS / 4, STEP = THREADS / QUADS;
   const Geometry g = {height, width, channels, out_height, out_width, out_channels, kernel, stride, false};
   const Tile tile = find_tile(P::ROWS, images, images_per_group, out_height * out_width);
   const int t = threadIdx.x, count = min(P::ROWS, tile.end - tile.first), first_channel = blockIdx.y * CHANNELS;
@@ -32,18 +32,29 @@ __global__ void __launch_bounds__(THREADS, AT_ONCE<CHANNELS>)
 
   const int quad = t % QUADS, c = first_channel + quad * 4;
   Shortcut added = {{shortcut, y_format, shortcut_norm, true}, shortcut_channels, shortcut_stride};
-  if (shortcut && c < shortcut_channels) added.from.at_channel(tile.group * shortcut_channels + c);
+  const bool adds = added.has(c);
+  if (adds) added.from.at_channel(tile.group * shortcut_channels + c);
   float4 sum = {0, 0, 0, 0}, m2 = {0, 0, 0, 0};
-  for (int i = t / QUADS; i < count; i += THREADS / QUADS) {
-    float4 v = load(shared.outputs[i], quad * 4);
-    if (shortcut) v = v + added.read(places[i], c, out_height, out_width);
-    v = store(y, (tile.first + i) * out_channels + c, y_format, v);
-    store(shared.outputs[i], quad * 4, v);
-    sum = sum + v;
+  for (int first = t / QUADS; first < count; first += 2 * STEP) {
+    Activated::Raw raw[2];  // of two pixels before either is waited for
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+      if (adds && first + i * STEP < count)
+        raw[i] = added.fetch(places[first + i * STEP], c, out_height, out_width);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const int row = first + i * STEP;
+      if (row >= count) break;
+      float4 v = load(shared.outputs[row], quad * 4);
+      if (adds) v = v + added.from.make(raw[i]);
+      v = store(y, (tile.first + row) * out_channels + c, y_format, v);
+      store(shared.outputs[row], quad * 4, v);
+      sum = sum + v;
+    }
   }
   if (!moments) return;
   const float4 mean = sum_over_tile<CHANNELS>(sum, sums) * (1.f / count);
-  for (int i = t / QUADS; i < count; i += THREADS / QUADS) {
+  for (int i = t / QUADS; i < count; i += STEP) {
     const float4 deviation = load(shared.outputs[i], quad * 4) - mean;
     m2 = m2 + deviation * deviation;
   }

@@ -43,13 +43,14 @@ __global__ void __launch_bounds__(THREADS, AT_ONCE<CHANNELS>)
   const auto gradient = [&](int i, int c) {
     return load(shared.outputs[i], c - first_channel) + shortcut.read(places[i], c, out_height, out_width);
   };
+  const int c = first_channel + threadIdx.x % QUADS * 4;
   if (norm) {
-    pass_gate<CHANNELS>(t, norm, gate, t_format, dx, dx_format, sums, tile, P::ROWS, first_channel, out_channels,
-                        reduced, gradient);
+    const GradientSums found = pass_gate<CHANNELS>(t, norm, gate, t_format, dx, dx_format, tile, P::ROWS,
+                                                   first_channel, out_channels, gradient);
+    write_sums<CHANNELS>(sums, found, tile, c, out_channels, reduced);
     finish_if_last(to_finish, sums, arrivals, first_channel, CHANNELS);
     return;
   }
-  const int c = first_channel + threadIdx.x % QUADS * 4;
   for (int i = threadIdx.x / QUADS; i < count; i += THREADS / QUADS)
     store(dx, (tile.first + i) * out_channels + c, dx_format, gradient(i, c));
 }

@@ -7,7 +7,8 @@
 // read, the tensor t before the activation, the mask of the data gradient needs anyway.
 //
 // A block goes through the tiles of its split of the pixels, one after the other, and keeps its sums of dw in registers
-// meanwhile. The products are of bfloat16; DEPTH times CHUNKS are all of the convolution's output channels.
+// meanwhile; the sums for batch norm's backward are the split's, too, and `sums` is (groups, splits, channels). The
+// products are of bfloat16; DEPTH times CHUNKS are all of the convolution's output channels.
 
 template <int CHANNELS, int DEPTH, int CHUNKS, int KERNEL>
 __global__ void __launch_bounds__(THREADS, 2)
@@ -20,6 +21,7 @@ __global__ void __launch_bounds__(THREADS, 2)
   using P = Product<CHANNELS, Staged<DEPTH, Bf16>>;
   using Sums = WeightSums<CHANNELS, DEPTH, CHUNKS, KERNEL>;
   using Activations = Stage<CHANNELS, true, 0>;
+  constexpr int QUADS = CHANNELS / 4;
   const Geometry g = {height, width, DEPTH * CHUNKS, height, width, out_channels, KERNEL, 1, true};
   const Geometry like_x = {height, width, out_channels};
   const Tile split = find_tile(pixels_of_split, images, images_per_group, height * width);
@@ -36,25 +38,25 @@ __global__ void __launch_bounds__(THREADS, 2)
   };
   __shared__ Pixel places[P::ROWS];
   __shared__ __align__(16) Shared shared;
-  __shared__ float4 reduced[THREADS / 32][CHANNELS / 4];
+  __shared__ GradientSums of_warp[THREADS / 32][QUADS];
   auto& [gradient, activations] = shared.staging;
 
   const ShortcutGradient shortcut = {added, dx_format, added_channels, added_stride};
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  if (lane < QUADS) of_warp[warp][lane] = {};
   Sums weight_sums;
-  for (int first = split.first; first < end; first += P::ROWS) {
-    const int group_first = split.first - split.number * pixels_of_split;
-    const Tile tile = {first, split.end, split.group, split.groups, (first - group_first) / P::ROWS,
-                       (split.end - group_first + P::ROWS - 1) / P::ROWS};
-    for (int i = threadIdx.x; i < P::ROWS; i += THREADS) places[i] = locate(first + i, height, width);
+  Tile tile = split;
+  for (; tile.first < end; tile.first += P::ROWS) {
+    for (int i = threadIdx.x; i < P::ROWS; i += THREADS) places[i] = locate(tile.first + i, height, width);
     gradient.write_zeros();
     activations.write_zeros();
     Activated activated = {x, x_format, x_norm, true};
-    stage_pixels<2>(activations, 0, tile, activated, first_channel, like_x, [](int, float4) {});
+    stage_pixels<CHANNELS == 64 ? 1 : 2>(activations, 0, tile, activated, first_channel, like_x, [](int, float4) {});
     P product;
     Arriving arriving = {base, dz, y, dz_format, y_format, affine};
 #pragma unroll
     for (int chunk = 0; chunk < CHUNKS; chunk++) {
-      stage_pixels<2>(gradient, KERNEL / 2, tile, arriving, chunk * DEPTH, g, [=](int at, float4 v) {
+      stage_pixels<1>(gradient, KERNEL / 2, tile, arriving, chunk * DEPTH, g, [=](int at, float4 v) {
         if (kept) store(kept, at, dz_format, v);
       });
       __syncthreads();
@@ -67,9 +69,23 @@ __global__ void __launch_bounds__(THREADS, 2)
     const auto da = [&](int i, int c) {
       return load(shared.outputs[i], c - first_channel) + shortcut.read(places[i], c, height, width);
     };
-    pass_gate<CHANNELS>(t, norm, gate, t_format, dx, dx_format, sums, tile, P::ROWS, first_channel, out_channels,
-                        reduced, da);
-  }  // whose last barrier all have passed with nothing of the tile left to read
+    const GradientSums found = pass_gate<CHANNELS>(t, norm, gate, t_format, dx, dx_format, tile, P::ROWS,
+                                                   first_channel, out_channels, da);
+    const float4 sum = sum_over_lanes<CHANNELS>(found.sum), along = sum_over_lanes<CHANNELS>(found.along);
+    if (lane < QUADS) {
+      const GradientSums before = of_warp[warp][lane];
+      of_warp[warp][lane] = {before.sum + sum, before.along + along};
+    }
+    __syncthreads();  // the next tile is staged where this one's outputs were read
+  }
+  if (threadIdx.x < QUADS) {
+    GradientSums all = of_warp[0][threadIdx.x];
+    for (int i = 1; i < THREADS / 32; i++) {
+      all.sum = all.sum + of_warp[i][threadIdx.x].sum;
+      all.along = all.along + of_warp[i][threadIdx.x].along;
+    }
+    write_pair<CHANNELS>(sums, all.sum, all.along, split, first_channel + threadIdx.x * 4, out_channels);
+  }
   weight_sums.write(partial + (long long)blockIdx.x * KERNEL * KERNEL * out_channels * DEPTH * CHUNKS, first_channel,
                     out_channels, shared.collected);
   finish_if_last(to_finish, sums, arrivals, first_channel, CHANNELS);

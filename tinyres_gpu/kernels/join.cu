@@ -9,9 +9,13 @@ __global__ void join(const Stored* t, const float4* norm, const Stored* shortcut
   const Pixel at = locate(i / (channels / 4), height, width);
   const int c = i % (channels / 4) * 4, group = at.image / images_per_group;
   Shortcut added = {{shortcut, format, shortcut_norm, rectified != 0}, shortcut_channels, shortcut_stride};
-  if (c < shortcut_channels) added.from.at_channel(group * shortcut_channels + c);
+  float4 s = {0, 0, 0, 0};
+  if (added.has(c)) {
+    added.from.at_channel(group * shortcut_channels + c);
+    s = added.from.make(added.fetch(at, c, height, width));
+  }
   const float4 f = bn(load(t, i * 4, format), load_norms(norm, group * channels + c));
-  store(y, i * 4, format, relu(f + added.read(at, c, height, width)));
+  store(y, i * 4, format, relu(f + s));
 }
 
 // The two sums of a second batch norm that gets the same gradient dz: the projection's, in a unit with option B.
@@ -25,15 +29,13 @@ __global__ void __launch_bounds__(THREADS, 2)
   const Tile tile = find_tile(rows, images, images_per_group, pixels);
   const int c = blockIdx.y * CHANNELS + threadIdx.x % QUADS * 4;
   const Norms by = load_norms(norm, tile.group * channels + c);
-  float4 sum = {0, 0, 0, 0}, along = {0, 0, 0, 0};
+  GradientSums found = {};
   for (int i = threadIdx.x / QUADS; i < rows && tile.first + i < tile.end; i += THREADS / QUADS) {
     const int at = (tile.first + i) * channels + c;
     const float4 v = load(dz, at, dz_format);
-    sum = sum + v;
-    along = along + v * normalise(load(t, at, t_format), by);
+    found.sum = found.sum + v;
+    found.along = found.along + v * normalise(load(t, at, t_format), by);
   }
-  sum = sum_over_tile<CHANNELS>(sum, reduced);
-  along = sum_over_tile<CHANNELS>(along, reduced);
-  write_pair<CHANNELS>(partial, sum, along, tile, c, channels);
+  write_sums<CHANNELS>(partial, found, tile, c, channels, reduced);
   finish_if_last(to_finish, partial, arrivals, blockIdx.y * CHANNELS, CHANNELS);
 }

@@ -13,11 +13,16 @@ struct Activated {
   __device__ __forceinline__ void at_channel(int group_channel) {
     if (norm) by = load_norms(norm, group_channel);
   }
-  __device__ __forceinline__ float4 read(int at) const {
-    const float4 v = load(x, at, format);
+  struct Raw {
+    uint4 x;
+  };
+  __device__ __forceinline__ Raw fetch(int at) const { return {::fetch(x, at, format)}; }
+  __device__ __forceinline__ float4 make(const Raw& raw) const {
+    const float4 v = decode(raw.x, format);
     if (!norm) return v;
     return rectified ? relu(bn(v, by)) : bn(v, by);
   }
+  __device__ __forceinline__ float4 read(int at) const { return make(fetch(at)); }
 };
 
 // ---- Backward: the gradient at a tensor y that a batch norm reads, from the gradient dz behind that norm,
@@ -35,10 +40,22 @@ struct Arriving {
   __device__ __forceinline__ void at_channel(int group_channel) {
     if (dz) by = load_norms(affine, group_channel);
   }
-  __device__ __forceinline__ float4 read(int at) const {
-    float4 v = base ? load(base, at, format) : float4{0, 0, 0, 0};
+  struct Raw {
+    uint4 base, dz, y;
+  };
+  __device__ __forceinline__ Raw fetch(int at) const {
+    Raw raw = {};
+    if (base) raw.base = ::fetch(base, at, format);
     if (dz) {
-      const float4 d = load(dz, at, format), s = load(y, at, y_format);
+      raw.dz = ::fetch(dz, at, format);
+      raw.y = ::fetch(y, at, y_format);
+    }
+    return raw;
+  }
+  __device__ __forceinline__ float4 make(const Raw& raw) const {
+    float4 v = base ? decode(raw.base, format) : float4{0, 0, 0, 0};
+    if (dz) {
+      const float4 d = decode(raw.dz, format), s = decode(raw.y, y_format);
       v.x += fmaf(by.of[0].x, d.x, fmaf(by.of[0].y, s.x - by.of[0].w, by.of[0].z));
       v.y += fmaf(by.of[1].x, d.y, fmaf(by.of[1].y, s.y - by.of[1].w, by.of[1].z));
       v.z += fmaf(by.of[2].x, d.z, fmaf(by.of[2].y, s.z - by.of[2].w, by.of[2].z));
@@ -46,6 +63,7 @@ struct Arriving {
     }
     return v;
   }
+  __device__ __forceinline__ float4 read(int at) const { return make(fetch(at)); }
 };
 
 // ---- The shortcut's signal where a unit adds it: every stride-th pixel of an activated tensor, zero channels
@@ -54,10 +72,11 @@ struct Shortcut {
   Activated from;
   int channels, stride;
 
-  __device__ __forceinline__ float4 read(const Pixel& out, int c, int height, int width) const {
-    if (c >= channels) return {0, 0, 0, 0};
+  __device__ __forceinline__ bool has(int c) const { return from.x && c < channels; }
+  __device__ __forceinline__ Activated::Raw fetch(const Pixel& out, int c, int height, int width) const {
     const int from_height = height * stride, from_width = width * stride;
-    return from.read(((out.image * from_height + out.row * stride) * from_width + out.column * stride) * channels + c);
+    const int at = ((out.image * from_height + out.row * stride) * from_width + out.column * stride) * channels + c;
+    return from.fetch(at);
   }
 };
 

@@ -88,7 +88,9 @@ __global__ void __launch_bounds__(THREADS, 2)
   const auto gradient = [&](int i, int c) {
     return load(dpooled, (tile.first + i) / pixels * channels + c) * (1.f / pixels);
   };
-  pass_gate<CHANNELS>(t, norm, gate, t_format, dz, dz_format, sums, tile, rows, blockIdx.y * CHANNELS, channels,
-                      reduced, gradient);
-  finish_if_last(to_finish, sums, arrivals, blockIdx.y * CHANNELS, CHANNELS);
+  const int first_channel = blockIdx.y * CHANNELS, c = first_channel + threadIdx.x % (CHANNELS / 4) * 4;
+  const GradientSums found = pass_gate<CHANNELS>(t, norm, gate, t_format, dz, dz_format, tile, rows, first_channel,
+                                                 channels, gradient);
+  write_sums<CHANNELS>(sums, found, tile, c, channels, reduced);
+  finish_if_last(to_finish, sums, arrivals, first_channel, CHANNELS);
 }

@@ -29,11 +29,21 @@ __device__ __forceinline__ unsigned pack(float low, float high, int format) {
   if (format == FLOAT16) return to_float16(low) | to_float16(high) << 16;
   return to_bfloat16(low) | to_bfloat16(high) << 16;
 }
-__device__ __forceinline__ float4 load(const Stored* x, int at, int format) {
-  if (format == FLOAT32) return load((const float*)x, at);
+// Reading is in two halves: a thread first fetches all that it can use and then makes numbers of it, so that it waits
+// for memory once.
+__device__ __forceinline__ uint4 fetch(const Stored* x, int at, int format) {
+  if (format == FLOAT32) return *(const uint4*)(x + 4LL * at);
   const uint2 bits = *(const uint2*)(x + 2LL * at);
+  return {bits.x, bits.y, 0, 0};
+}
+__device__ __forceinline__ float4 decode(uint4 bits, int format) {
+  if (format == FLOAT32)
+    return {__uint_as_float(bits.x), __uint_as_float(bits.y), __uint_as_float(bits.z), __uint_as_float(bits.w)};
   const float2 low = unpack(bits.x, format), high = unpack(bits.y, format);
   return {low.x, low.y, high.x, high.y};
+}
+__device__ __forceinline__ float4 load(const Stored* x, int at, int format) {
+  return decode(fetch(x, at, format), format);
 }
 __device__ __forceinline__ float4 store(Stored* y, int at, int format, float4 v) {
   if (format == FLOAT32) return store((float*)y, at, v);

@@ -59,9 +59,9 @@ struct Product<CHANNELS, Staged<DEPTH, TensorCore<BF16>>> : WarpSums<CHANNELS> {
   }
 };
 
-// Bring DEPTH channels of a tile's pixels, and of those that a border reaches, to the stage. BATCH loads of a thread
-// are under way together; more would not fit its registers. `visit(at, v)` sees each value of a tile's own pixels
-// once in the whole launch.
+// Bring DEPTH channels of a tile's pixels, and of those that a border reaches, to the stage. A thread fetches for BATCH
+// pixels before it waits for any; more would not fit its registers. `visit(at, v)` sees each value of a tile's own
+// pixels once in the whole launch.
 template <int BATCH, int DEPTH, bool BF16, int REACH, class Operand, class Visit>
 __device__ __forceinline__ void stage_pixels(Stage<DEPTH, BF16, REACH>& stage, int border, const Tile& tile, Operand& x,
                                              int first_channel, const Geometry& g, Visit visit) {
@@ -71,26 +71,27 @@ __device__ __forceinline__ void stage_pixels(Stage<DEPTH, BF16, REACH>& stage, i
   const int own_end = min(tile.end, tile.first + S::PIXELS), end = min(tile.end, own_end + reach);
   x.at_channel(tile.group * g.channels + c);
   for (int first = max(0, tile.first - reach) + (int)threadIdx.x / S::QUADS; first < end; first += BATCH * STRIDE) {
-    float4 v[BATCH];
+    typename Operand::Raw raw[BATCH];
 #pragma unroll
     for (int i = 0; i < BATCH; i++)
-      if (first + i * STRIDE < end) v[i] = x.read((first + i * STRIDE) * g.channels + c);
+      if (first + i * STRIDE < end) raw[i] = x.fetch((first + i * STRIDE) * g.channels + c);
 #pragma unroll
     for (int i = 0; i < BATCH; i++) {
       const int pixel = first + i * STRIDE;
       if (pixel >= end) break;
-      if (blockIdx.y == 0 && pixel >= tile.first && pixel < own_end) visit(pixel * g.channels + c, v[i]);
-      put_words<BF16>(stage.rows[reach + pixel - tile.first], quad, v[i]);
+      const float4 v = x.make(raw[i]);
+      if (blockIdx.y == 0 && pixel >= tile.first && pixel < own_end) visit(pixel * g.channels + c, v);
+      put_words<BF16>(stage.rows[reach + pixel - tile.first], quad, v);
     }
   }
 }
 
-// The staged row that pixel number `row` of a tile reads at a tap; `there`: is there such a pixel?
+// The staged row that pixel number `row` of a tile reads at the tap so far down and aside from the middle. `there`: is
+// there such a pixel?
 template <bool GRADIENT, class S>
-__device__ __forceinline__ const unsigned* find_row(const S& stage, int row, bool there, const Pixel& own, int tap,
-                                                    const Geometry& g) {
-  const int border = g.kernel / 2, away = tap / g.kernel - border, aside = tap % g.kernel - border;
-  const int down = GRADIENT ? -away : away, right = GRADIENT ? -aside : aside;
+__device__ __forceinline__ const unsigned* find_row(const S& stage, int row, bool there, const Pixel& own, int away,
+                                                    int aside, const Geometry& g) {
+  const int border = g.kernel / 2, down = GRADIENT ? -away : away, right = GRADIENT ? -aside : aside;
   const bool inside =
       there && (unsigned)(own.row + down) < (unsigned)g.height && (unsigned)(own.column + right) < (unsigned)g.width;
   return stage.rows[inside ? row + (border + down) * g.width + border + right : S::ZEROS];
@@ -101,15 +102,17 @@ template <bool GRADIENT, class P, class S>
 __device__ __forceinline__ void multiply_taps(P& product, const S& stage, const Pixel* places, const Tile& tile,
                                               int first, const uint2* w, int first_channel, const Geometry& g) {
   const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane % 16, columns = g.out_channels / 8;
-  const int steps = g.channels / (8 * S::VALUES);
+  const int border = g.kernel / 2, a_tap = g.channels / (8 * S::VALUES) * columns * 32;
   const Pixel own = places[row];
   const bool there = tile.first + row < tile.end;
+  w += (first / (8 * S::VALUES) * columns + first_channel / 8) * 32 + lane;
 #pragma unroll 1  // several taps at once want more registers than there are
-  for (int tap = 0; tap < g.kernel * g.kernel; tap++) {
-    const unsigned* from = find_row<GRADIENT>(stage, row, there, own, tap, g);
-    const int step = tap * steps + first / (8 * S::VALUES);
-    product.multiply(from + lane / 16 * 4, w + (step * columns + first_channel / 8) * 32 + lane, columns);
-  }
+  for (int away = -border; away <= border; away++)
+#pragma unroll 1
+    for (int aside = -border; aside <= border; aside++, w += a_tap) {
+      const unsigned* from = find_row<GRADIENT>(stage, row, there, own, away, aside, g);
+      product.multiply(from + lane / 16 * 4, w, columns);
+    }
 }
 
 // window_product.cuh's, for kernels of 1 x 1 and 3 x 3 with stride 1.
@@ -118,9 +121,10 @@ __device__ __forceinline__ void multiply_windows(Product<CHANNELS, Staged<DEPTH,
                                                  Stage<DEPTH, BF16>& stage, const Pixel* places, const Tile& tile,
                                                  Operand& x, const uint2* w, int first_channel, const Geometry& g,
                                                  Visit visit) {
+  constexpr int BATCH = GRADIENT ? (BF16 && CHANNELS < 64 ? 2 : 1) : CHANNELS < 64 ? 4 : BF16 ? 2 : 1;
   stage.write_zeros();
   for (int first = 0; first < g.channels; first += DEPTH) {
-    stage_pixels<CHANNELS < 64 ? 4 : BF16 ? 2 : 1>(stage, g.kernel / 2, tile, x, first, g, visit);
+    stage_pixels<BATCH>(stage, g.kernel / 2, tile, x, first, g, visit);
     __syncthreads();
     multiply_taps<GRADIENT>(product, stage, places, tile, first, w, first_channel, g);
     __syncthreads();  // nobody may overwrite pixels that another thread still reads

@@ -36,7 +36,9 @@ template <int CHANNELS, int DEPTH, int CHUNKS, int KERNEL> struct WeightSums {
 #pragma unroll
       for (int tap = 0; tap < TAPS; tap++) {
         unsigned b[4];
-        load_matrices_transposed(b, find_row<true>(stage, first + lane, there, own, tap, g) + first_column() / 2);
+        load_matrices_transposed(
+            b, find_row<true>(stage, first + lane, there, own, tap / KERNEL - KERNEL / 2, tap % KERNEL - KERNEL / 2, g) +
+                   first_column() / 2);
         const unsigned halves[2][2] = {{b[0], b[1]}, {b[2], b[3]}};
 #pragma unroll
         for (int m = 0; m < ROWS; m++)

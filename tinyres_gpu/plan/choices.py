@@ -27,9 +27,10 @@ MOST, NEVER = 64, 0
 """Partial results that a thread of the last block merges at most; where there are more, a launch of its own
 merges them, whose blocks share the work. What a thread can do in the time that a launch costs, as a guess."""
 
-WAVES = (2, 1, 4)
-"""Blocks that a weight gradient is split into, for each processor of the card. Two are at work there at a time;
-fewer leave less to add up, and more are a smaller loss where the last of them come too late."""
+SPLITS = ((2, 256), (1, 256), (4, 128))
+"""Blocks that a weight gradient is split into, for each processor of the card, and how many pixels they have at
+least. Two are at work there at a time; fewer leave less to add up, and more are a smaller loss where the last of
+them come too late. Short splits have more sums to write than pixels to read."""
 
 
 class Hardware(NamedTuple):
@@ -111,7 +112,8 @@ class Choice(NamedTuple):
 
     tile: int  # channels of a block
     staged: int = 0  # channels of the window that a block stages at a time; 0: it gathers (docs/gpu_step.md)
-    blocks: int = 0  # of a weight gradient: about how many
+    blocks: int = 0  # of a weight gradient: about how many,
+    shortest: int = 0  # and how many pixels they have at least
     most: int = MOST  # of the others: partial results that a thread of the last block merges
 
 
@@ -173,12 +175,13 @@ def candidates(question: Question, hardware: Hardware) -> list[Choice]:
     [(32, 0, 64), (32, 0, 0), (16, 0, 64), (16, 0, 0)]
     """
     tiles = [tile for tile in TILES if question.columns % tile == 0]
-    splits = [waves * hardware.processors for waves in WAVES]
+    splits = [(waves * hardware.processors, shortest) for waves, shortest in SPLITS]
     if question.kind == BOTH:
         tiles = [shape[0] for shape in merged_shapes(question)]
-        return [*(Choice(tile, blocks=blocks) for tile, blocks in product(tiles, splits)), APART]
+        every = product(tiles, splits, (MOST, NEVER))
+        return [*(Choice(tile, 0, *split, most) for tile, split, most in every), APART]
     if question.kind == WEIGHTS:
-        return [Choice(tile, blocks=blocks) for tile, blocks in product(tiles, splits)]
+        return [Choice(tile, 0, *split) for tile, split in product(tiles, splits)]
     every = product(windows(question), tiles, (MOST, NEVER))
     return [Choice(tile, staged, most=most) for staged, tile, most in every]
 
@@ -187,9 +190,11 @@ def fits(question: Question, choice: Choice) -> bool:
     """Whether a choice answers a question, be it one that was made for another card."""
     if question.kind == BOTH:
         tiles = [shape[0] for shape in merged_shapes(question)]
-        return choice == APART or (choice.tile in tiles and choice.blocks > 0 and not choice.staged)
+        merged = choice.tile in tiles and min(choice.blocks, choice.shortest) > 0
+        return (merged and choice.most >= 0 and not choice.staged) or choice == APART
     tiled = choice.tile in TILES and question.columns % choice.tile == 0
-    counted = choice.blocks > 0 if question.kind == WEIGHTS else choice.blocks == 0 and choice.most >= 0
+    split = choice.blocks, choice.shortest
+    counted = min(split) > 0 if question.kind == WEIGHTS else split == (0, 0) and choice.most >= 0
     return tiled and counted and choice.staged in windows(question)
 
 

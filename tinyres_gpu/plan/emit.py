@@ -39,7 +39,7 @@ from tinyres_gpu.plan.storage import FORMATS, Storage
 ARITHMETIC = {"float32": "Float32", "tf32": "Tf32", "bf16": "Bf16"}
 ELEMENTS = 1024  # of a parameter that a block sums or updates, as in finish.cu and update.cu
 ACROSS = 16  # channels that a block finishes, as in finish.cu
-STEP, SHORTEST_SPLIT = 32, 256  # pixels of a weight gradient's split: a multiple, and at least
+STEP = 32  # pixels of a weight gradient's split are a multiple of it
 AFFINE, RUNNING = ("weight", "bias"), ("running_mean", "running_var")
 
 SUMMING, POSITION = "sum_splits", "schedule.position"
@@ -394,9 +394,8 @@ class Emitter:
             self.instead = None
             return below
         tile = decision.choice.tile
-        rows = self._rows(tile)
-        dz, sums = self._gradient_of(behind, self._tiles(behind.tensor, rows))
-        pixels_of_split, partial = self._split(layer, n * h * w, decision, c // tile, rows)
+        pixels_of_split, partial = self._split(layer, n * h * w, decision, c // tile, self._rows(tile))
+        dz, sums = self._gradient_of(behind, partial.shape[0] // self.groups)
         self.launch(
             kernel_of(decision),
             BOTH,
@@ -567,7 +566,7 @@ class Emitter:
         """
         of_a_group = pixels // self.groups
         wanted = max(1, decision.choice.blocks // (blocks * self.groups))
-        length = max(SHORTEST_SPLIT, -(-of_a_group // wanted // step) * step)
+        length = -(-max(decision.choice.shortest, -(-of_a_group // wanted)) // step) * step
         splits = self.groups * -(-of_a_group // length)
         return length, Buffer(f"{layer.name}.splits", (splits, *planned_shape(layer)))
 

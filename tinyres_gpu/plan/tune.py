@@ -39,7 +39,10 @@ SWITCH = "TINYRES_KERNELS"
 
 MARGIN = 0.03
 ROUNDS, REPEATS = 2, 5
-FLOOD = 4  # times the cache's size: long enough for the host to prepare what is timed
+FLOODS, FLOOD = (
+    4,
+    4,
+)  # of so many times the cache's size: for as long as the host takes to prepare what is timed
 
 CompileWith = Callable[[Choices], Plan]
 
@@ -58,7 +61,8 @@ def card_clock(cupy: Any, hardware: Hardware) -> Clock:
 
     def seconds(program: Program, first: int, end: int, behind: int | None) -> float:
         def prepare() -> None:
-            flood[...] = 0
+            for _ in range(FLOODS):
+                flood[...] = 0
             if behind is not None:
                 program.run(behind, behind + 1)
 
@@ -96,8 +100,8 @@ class Scratch:
     def bind(self, plans: Sequence[Plan]) -> list[Program]:
         """Bind plans of the same step to memory that they share."""
         arrays: dict[str, Array] = {}
-        written = {buffer.name for launch in plans[0].launches for buffer in launch.writes}
-        for buffer in plans[0].permanent:
+        written = {buffer.name for plan in plans for launch in plan.launches for buffer in launch.writes}
+        for buffer in {buffer.name: buffer for plan in plans for buffer in plan.permanent}.values():
             array = self.array_of(buffer)
             arrays[buffer.name] = array.copy() if buffer.name in written else array
         arena = self.device.empty(max(plan.placement.size for plan in plans) // 4)
