@@ -29,8 +29,8 @@ merges them, whose blocks share the work. What a thread can do in the time that 
 
 SPLITS = ((2, 256), (1, 256), (4, 128))
 """Blocks that a weight gradient is split into, for each processor of the card, and how many pixels they have at
-least. Two are at work there at a time; fewer leave less to add up, and more are a smaller loss where the last of
-them come too late. Short splits have more sums to write than pixels to read."""
+least. Two are at work there at a time; fewer leave less to add up, and more are a smaller loss where the last
+come too late. Short splits have more sums to write than pixels to read."""
 
 
 class Hardware(NamedTuple):
@@ -178,8 +178,8 @@ def candidates(question: Question, hardware: Hardware) -> list[Choice]:
     splits = [(waves * hardware.processors, shortest) for waves, shortest in SPLITS]
     if question.kind == BOTH:
         tiles = [shape[0] for shape in merged_shapes(question)]
-        every = product(tiles, splits, (MOST, NEVER))
-        return [*(Choice(tile, 0, *split, most) for tile, split, most in every), APART]
+        merged = product(tiles, splits, (MOST, NEVER))
+        return [*(Choice(tile, 0, *split, most) for tile, split, most in merged), APART]
     if question.kind == WEIGHTS:
         return [Choice(tile, 0, *split) for tile, split in product(tiles, splits)]
     every = product(windows(question), tiles, (MOST, NEVER))
