@@ -78,7 +78,7 @@ FAULTS = [
     Fault(
         "the shortcut's gradient reaches every pixel",
         DATA,
-        "at.row % stride != 0 ||",
+        "row % stride != 0 ||",
         "",
     ),
     Fault(

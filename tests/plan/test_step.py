@@ -23,6 +23,7 @@ from tests.toy_run import toy_data
 from tinyres.data import Batches
 from tinyres.networks import build_network
 from tinyres.recipes import PAPER, TORCH_PORT
+from tinyres_gpu.plan.choices import WIDEST
 from tinyres_gpu.plan.compile import compile_step
 from tinyres_gpu.plan.emit import ITERATIONS
 
@@ -58,6 +59,19 @@ def test_a_step_rounds_no_more_than_its_formats(name, precision, stream):
     assert abs(loss - exact_loss) <= 2 * abs(plain_loss - exact_loss) + 0.003 * exact_loss
     assert_as_good(gradients_of(step), plain_gradients, exact_gradients, "the gradient")
     assert_as_good(step.state(), plain, exact, "the value")
+
+
+@pytest.mark.parametrize(("width", "staged"), [(WIDEST, True), (WIDEST + 4, False)])
+def test_images_as_wide_as_can_be_staged_and_wider(width, staged):
+    network, size = build("the default"), (16, width)
+    step = planned(network, precision="bf16", size=size)
+    step(0)
+    ((program, _),) = step.runners.values()
+    decisions = [launch.decision for launch in program.plan.launches if launch.decision]
+    assert any(choice.staged for question, choice in decisions if question.width == width) == staged
+    exact_gradients = textbook(network, np.float64, size=size)[2]
+    plain_gradients = textbook(network, np.float32, "bf16", size=size)[2]
+    assert_as_good(gradients_of(step), plain_gradients, exact_gradients, "the gradient")
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])

@@ -87,9 +87,15 @@ struct ShortcutGradient {
   int format, channels, stride;
 
   __device__ __forceinline__ float4 read(const Pixel& at, int c, int height, int width) const {
-    if (!from || at.row % stride != 0 || at.column % stride != 0) return {0, 0, 0, 0};
-    const int from_height = (height - 1) / stride + 1, from_width = (width - 1) / stride + 1;
-    return load(from, ((at.image * from_height + at.row / stride) * from_width + at.column / stride) * channels + c,
-                format);
+    if (!from) return {0, 0, 0, 0};
+    int row = at.row, column = at.column;
+    if (stride > 1) {  // dividing takes long
+      if (row % stride != 0 || column % stride != 0) return {0, 0, 0, 0};
+      row /= stride;
+      column /= stride;
+      height = (height - 1) / stride + 1;
+      width = (width - 1) / stride + 1;
+    }
+    return load(from, ((at.image * height + row) * width + column) * channels + c, format);
   }
 };
