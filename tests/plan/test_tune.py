@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.fast.test_step import make_batches, random_state
-from tests.gpu.stand_in import Stream, installed, stand_in
+from tests.gpu.stand_in import OutOfMemoryError, Stream, installed, stand_in
 from tests.kernels.tools import EMULATED, require_compiler
 from tests.plan.tools import GROUPED, planned
 from tests.toy_run import toy_data
@@ -319,6 +319,21 @@ def test_choices_that_are_not_for_the_step_are_left_and_said(recorded, cupy, mon
     (line,) = capsys.readouterr().err.splitlines()
     assert "earlier choices of kernels are not for this step" in line
     assert line.endswith("going on with others, which may change the last bits.")
+
+
+def test_a_card_too_full_to_measure_on_takes_the_defaults(cupy, monkeypatch, tmp_path, capsys):
+    FakeClock(monkeypatch, narrow_is_fast)
+
+    def full(self, plans):
+        raise OutOfMemoryError
+
+    monkeypatch.setattr(tune.Scratch, "bind", full)
+    step = make_step(cupy)
+    assert step.tuning == "defaults, for want of memory to measure in"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "the card's memory is too small to measure kernels in: taking the defaults."
+    assert not list(tmp_path.glob("cache/tinyres/*"))
+    step(0)
 
 
 def test_the_switch_knows_two_words(cupy, monkeypatch):

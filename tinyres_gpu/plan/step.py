@@ -239,7 +239,7 @@ class PlannedStep:
             return self._permanent(buffer) if array is None else array
 
         scratch = tune.Scratch(self.device, array_of)
-        with self._streaming(), self.backend.within_memory(lambda: self._need(self.plan(n, size))):
+        with self._streaming():
             self.choices, self.tuning = tune.choose(
                 lambda choices: self.plan(n, size, choices), scratch, self.device.xp, recorded, _warn
             )

@@ -20,6 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any, Protocol
 
 from tinyres.array import Array
@@ -254,12 +255,17 @@ def choose(
     begun = time.perf_counter()
     chosen = {words: cached[words] for words in questions if words not in missing}
     found: dict[str, Choice] = {}
-    clock = card_clock(cupy, hardware)
-    for merge in (False, True):  # so that launches do their best when it comes to doing without them
-        wanting = {words: question for words, question in missing.items() if merge != (words in single)}
-        if wanting:
-            known = Choices(hardware, chosen | found, merge)
-            found |= measure(wanting, known, compile_with, scratch, clock)
+    try:
+        clock = card_clock(cupy, hardware)
+        for merge in (False, True):  # so that launches do their best when it comes to doing without them
+            wanting = {words: question for words, question in missing.items() if merge != (words in single)}
+            if wanting:
+                known = Choices(hardware, chosen | found, merge)
+                found |= measure(wanting, known, compile_with, scratch, clock)
+    except MemoryError as error:
+        clear_frames(error.__traceback__)  # they hold what filled the memory
+        warn("the card's memory is too small to measure kernels in: taking the defaults.")
+        return Choices(hardware, defaults), "defaults, for want of memory to measure in"
     where = f", kept in {path}" if keep(path, of, cached | found, warn) else ""
     changed = sum(found[words] != defaults[words] for words in found)
     how = (
