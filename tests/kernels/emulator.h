@@ -415,6 +415,7 @@ template <class To, class From> To same_bits(From from) {
 }
 inline float __uint_as_float(unsigned bits) { return same_bits<float>(bits); }
 inline unsigned __float_as_uint(float value) { return same_bits<unsigned>(value); }
+inline void prefetch(const void* address) { (void)*(const volatile char*)address; }  // there must be something
 inline int count_in(int* arrivals) {
   emulator::current->counted = *arrivals + 1 == (int)gridDim.x;
   return (*arrivals)++;

@@ -41,6 +41,7 @@ __global__ void __launch_bounds__(THREADS, 2)
   __shared__ GradientSums of_warp[THREADS / 32][QUADS];
   auto& [gradient, activations] = shared.staging;
 
+  prefetch_weights<CHANNELS, Activations>(w, first_channel, g);
   const ShortcutGradient shortcut = {added, dx_format, added_channels, added_stride};
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   if (lane < QUADS) of_warp[warp][lane] = {};

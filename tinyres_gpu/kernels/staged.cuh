@@ -115,13 +115,25 @@ __device__ __forceinline__ void multiply_taps(P& product, const S& stage, const 
     }
 }
 
+// Ask for the weights that a block will read, while its pixels are on their way: the first blocks of a launch would
+// wait for memory once a tap.
+template <int CHANNELS, class S>
+__device__ __forceinline__ void prefetch_weights(const uint2* w, int first_channel, const Geometry& g) {
+  constexpr int LINE = 16, LINES = CHANNELS / 8 * 32 / LINE;  // pairs of words in 128 bytes; such lines of a step
+  const int steps = g.kernel * g.kernel * g.channels / (8 * S::VALUES), columns = g.out_channels / 8;
+  for (int i = threadIdx.x; i < steps * LINES; i += THREADS)
+    prefetch(w + (i / LINES * columns + first_channel / 8) * 32 + i % LINES * LINE);
+}
+
 // window_product.cuh's, for kernels of 1 x 1 and 3 x 3 with stride 1.
 template <int CHANNELS, bool GRADIENT, int DEPTH, bool BF16, class Operand, class Visit>
 __device__ __forceinline__ void multiply_windows(Product<CHANNELS, Staged<DEPTH, TensorCore<BF16>>>& product,
                                                  Stage<DEPTH, BF16>& stage, const Pixel* places, const Tile& tile,
                                                  Operand& x, const uint2* w, int first_channel, const Geometry& g,
                                                  Visit visit) {
+  using S = Stage<DEPTH, BF16>;
   constexpr int BATCH = GRADIENT ? (BF16 && CHANNELS < 64 ? 2 : 1) : CHANNELS < 64 ? 4 : BF16 ? 2 : 1;
+  prefetch_weights<CHANNELS, S>(w, first_channel, g);
   stage.write_zeros();
   for (int first = 0; first < g.channels; first += DEPTH) {
     stage_pixels<BATCH>(stage, g.kernel / 2, tile, x, first, g, visit);

@@ -35,10 +35,10 @@ template <int CHANNELS, int DEPTH, int CHUNKS, int KERNEL> struct WeightSums {
       const Pixel& own = places[first + lane];
 #pragma unroll
       for (int tap = 0; tap < TAPS; tap++) {
+        const int away = tap / KERNEL - KERNEL / 2, aside = tap % KERNEL - KERNEL / 2;
         unsigned b[4];
         load_matrices_transposed(
-            b, find_row<true>(stage, first + lane, there, own, tap / KERNEL - KERNEL / 2, tap % KERNEL - KERNEL / 2, g) +
-                   first_column() / 2);
+            b, find_row<true>(stage, first + lane, there, own, away, aside, g) + first_column() / 2);
         const unsigned halves[2][2] = {{b[0], b[1]}, {b[2], b[3]}};
 #pragma unroll
         for (int m = 0; m < ROWS; m++)
