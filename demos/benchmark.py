@@ -44,9 +44,11 @@ import numpy as np
 from benchmark_side import family
 
 from tinyres.backends import get_backend
-from tinyres.errors import CommandLine, UserError, exit_with_one_sentence
+from tinyres.errors import UserError
 from tinyres.networks import build_network
-from tinyres.run_folder import write_file
+from tinyres.system.command_line import CommandLine, exit_with_one_sentence
+from tinyres.system.files import write_file
+from tinyres.system.platform import usable_cores
 from tinyres_gpu.device import describe_card
 from tinyres_gpu.kernels import PRECISIONS
 
@@ -382,7 +384,7 @@ def machine() -> Row:
     return {
         "processor": facts.get("model name", "unknown"),
         "avx512": "avx512f" in facts.get("flags", ""),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "python": platform.python_version(),
         "numpy": np.__version__,
     }
@@ -412,7 +414,7 @@ def read_sides(text: str, known: Sequence[str]) -> list[str]:
 
 def main() -> None:
     """Run the program."""
-    available = len(os.sched_getaffinity(0))
+    available = usable_cores()
     parser = CommandLine(description=__doc__)
     sides = "; ".join(f"with {name}: {', '.join(which.sides[1:])}" for name, which in BENCHMARKS.items())
     parser.add_argument("--backend", choices=BENCHMARKS, default="numpy", help="numpy: the CPU; cupy: a GPU")

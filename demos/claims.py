@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from tinyres.config import Config
-from tinyres.errors import CommandLine, exit_with_one_sentence
 from tinyres.recipes import PAPER_ITERATIONS
+from tinyres.system.command_line import CommandLine, exit_with_one_sentence
 
 NOT_RUN = "not yet run"
 SOME_TRAINING = 1000  # iterations from which on the lab's short training counts as training

@@ -16,9 +16,11 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 from tinyres.config import Config
-from tinyres.errors import CommandLine, UserError, exit_with_one_sentence
+from tinyres.errors import UserError
 from tinyres.report import draw_curves
-from tinyres.run_folder import Row, read_table, write_file
+from tinyres.run_folder import Row, read_table
+from tinyres.system.command_line import CommandLine, exit_with_one_sentence
+from tinyres.system.files import write_file
 
 CLASSES = {"cifar100": 100}  # 10 elsewhere
 SILENT = ("blas", "data_dir", "eval_every", "checkpoint_every")  # ways to run that are no reason to compare

@@ -13,9 +13,7 @@ from math import isfinite
 from typing import Any
 
 from lab import Lab, command_line, note, write_csv
-from tqdm import tqdm
 
-from tinyres.errors import exit_with_one_sentence
 from tinyres.networks import build_network
 from tinyres.propagation import (
     Recording,
@@ -28,6 +26,8 @@ from tinyres.propagation import (
     weight_terms,
     without_batch_norm,
 )
+from tinyres.system.command_line import exit_with_one_sentence
+from tinyres.system.progress import progress
 
 Row = tuple[str, str, float]  # quantity, net, value
 
@@ -116,9 +116,9 @@ def main() -> None:
     flags = command_line(__doc__, batch_size=4, precision="float64").parse_args()
     lab = Lab(flags)
     rows: list[Row] = []
-    for name in tqdm(NETS, desc=f"ResNet-{flags.depth}"):
+    for name in progress(NETS, desc=f"ResNet-{flags.depth}"):
         rows += measure_net(lab, name)
-    for name, options in tqdm(STAGES_OF_111.items(), desc="ResNet-1001"):
+    for name, options in progress(STAGES_OF_111.items(), desc="ResNet-1001"):
         network = lab.network("preactivation", options, depth=1001)
         first = measure(lab.record(network, lab.start(network)))[0]
         rows += [

@@ -18,12 +18,13 @@ from tinyres.backends import NAMES, get_backend
 from tinyres.chain import Pass
 from tinyres.contract import TENSORS, Backend
 from tinyres.data import DATASETS, Batches, Dataset, load_dataset
-from tinyres.errors import CommandLine, UserError
+from tinyres.errors import UserError
 from tinyres.init import initialise
 from tinyres.networks import Network, build_network
 from tinyres.propagation import Recording, record
 from tinyres.recipes import PAPER, PAPER_ITERATIONS
 from tinyres.step import dropout_masks
+from tinyres.system.command_line import CommandLine
 
 # Okabe and Ito's colours, distinct for every common kind of colour vision.
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"

@@ -11,7 +11,6 @@ weight layers. Writes shortcut_gradients.csv and shortcut_gradients.png (and sho
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from math import isfinite, nan
 from pathlib import Path
@@ -20,12 +19,13 @@ from typing import Any
 from lab import BLUE, GREEN, ORANGE, PINK, Lab, Variant, command_line, large, note, save, write_csv
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from tqdm import tqdm
 
 from tinyres.array import Array
-from tinyres.errors import UserError, exit_with_one_sentence
+from tinyres.errors import UserError
 from tinyres.networks import Network
 from tinyres.propagation import Measurement, measure
+from tinyres.system.command_line import exit_with_one_sentence
+from tinyres.system.progress import progress
 from tinyres.units import FIGURE_4
 
 
@@ -191,9 +191,7 @@ def main() -> None:
     times = {0: "at initialisation"} | ({flags.train: f"after {flags.train} iterations"} if flags.train else {})
     found: dict[int, list[tuple[Variant, list[Measurement] | None]]] = {time: [] for time in times}
     work = len(VARIANTS) * (len(times) + flags.train)
-    with tqdm(
-        total=work, file=sys.stderr, bar_format="{desc:>28} |{bar}| {elapsed} gone, {remaining} left"
-    ) as bar:
+    with progress(total=work, bar_format="{desc:>28} |{bar}| {elapsed} gone, {remaining} left") as bar:
         for variant in VARIANTS:
             bar.set_description_str(variant.label)
             network = lab.network(flags.unit, variant.options)

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from tinyres.data import DATASETS, Batches, load_dataset
-from tinyres.errors import CommandLine, UserError, exit_with_one_sentence
+from tinyres.errors import UserError
 from tinyres.pictures import draw_images
 from tinyres.recipes import RECIPES, get_recipe
-from tinyres.run_folder import write_file
+from tinyres.system.command_line import CommandLine, exit_with_one_sentence
+from tinyres.system.files import write_file
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -14,11 +14,11 @@ from math import nan
 from typing import Any
 
 from lab import BLUE, ORANGE, Lab, command_line, large, note, save, write_csv
-from tqdm import tqdm
 
-from tinyres.errors import exit_with_one_sentence
 from tinyres.propagation import norm, scale_residual_weights, without_batch_norm
 from tinyres.recipes import PAPER
+from tinyres.system.command_line import exit_with_one_sentence
+from tinyres.system.progress import progress
 
 FACTORS = [float(f"{10 ** (-k / 2):.3g}") for k in range(9)]  # 1, 0.316, ... 1e-4
 PLAIN: dict[str, Any] = {"shortcut": "scaling", "shortcut_scale": 0.0, "residual_scale": 1.0}
@@ -39,7 +39,7 @@ def main() -> None:
     figure = large()
     axes = figure.subplots()
     rows = []
-    for label, options, eps, colour, line in tqdm(NETS):
+    for label, options, eps, colour, line in progress(NETS):
         network = lab.network("preactivation", options)
         if eps is None:
             network = without_batch_norm(network)

@@ -13,16 +13,16 @@ import csv
 from itertools import product
 from pathlib import Path
 
-from tqdm import tqdm
-
 from tinyres.backends import NAMES, get_backend
 from tinyres.contract import Backend
 from tinyres.data import Batches, load_dataset
-from tinyres.errors import CommandLine, UserError, exit_with_one_sentence
+from tinyres.errors import UserError
 from tinyres.init import initialise
 from tinyres.merges import FIGURE_2
 from tinyres.networks import LAYERS_PER_UNIT, build_network
 from tinyres.recipes import PAPER
+from tinyres.system.command_line import CommandLine, exit_with_one_sentence
+from tinyres.system.progress import progress, say
 from tinyres.units import FIGURE_4
 
 COLUMNS = ("unit", "block", "shortcut", "parameters", "iterations", "batch_size", "first_loss", "last_loss")
@@ -80,12 +80,12 @@ def main() -> int:
         table = csv.DictWriter(file, COLUMNS)
         if file.tell() == 0:
             table.writeheader()
-        for variant in tqdm(list(product(FIGURE_4, LAYERS_PER_UNIT, FIGURE_2)), unit="variant"):
+        for variant in progress(list(product(FIGURE_4, LAYERS_PER_UNIT, FIGURE_2)), unit="variant"):
             if variant not in done:
                 row = train_variant(backend, batches, *variant, arguments.iterations)
                 table.writerow(row)
                 file.flush()
-                tqdm.write("  ".join(str(value) for value in row.values()))
+                say("  ".join(str(value) for value in row.values()))
     return 0
 
 

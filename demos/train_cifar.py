@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from tinyres.config import Config, blas_kernel
-from tinyres.errors import CommandLine, exit_with_one_sentence
 from tinyres.recipes import PAPER, Recipe, get_recipe
+from tinyres.system.command_line import CommandLine, exit_with_one_sentence
 from tinyres.train import train
 
 SWITCHES = {

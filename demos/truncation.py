@@ -14,12 +14,13 @@ from collections.abc import Mapping
 from math import isfinite
 
 from lab import BLUE, GREEN, ORANGE, Lab, command_line, large, note, save, write_csv
-from tqdm import tqdm
 
 from tinyres.array import Array
-from tinyres.errors import UserError, exit_with_one_sentence
+from tinyres.errors import UserError
 from tinyres.networks import Network
 from tinyres.propagation import Truncation, truncation
+from tinyres.system.command_line import exit_with_one_sentence
+from tinyres.system.progress import progress
 
 COLOURS = {110: BLUE, 164: GREEN, 1001: ORANGE}
 
@@ -50,7 +51,7 @@ def main() -> None:
     to_train = (flags.train_depths or [flags.depth]) if flags.train else []
 
     found: list[tuple[int, int, list[Truncation]]] = []  # depth, iteration, units
-    for depth in tqdm(sorted({*COLOURS, flags.depth, *to_train}), desc="by depth"):
+    for depth in progress(sorted({*COLOURS, flags.depth, *to_train}), desc="by depth"):
         network = lab.network("original", {}, depth)
         found.append((depth, 0, look(lab, network, lab.start(network))))
 
@@ -58,7 +59,7 @@ def main() -> None:
     for depth in to_train:
         network = lab.network("original", {}, depth)
         step = lab.train(network, lab.start(network), flags.train_batch_size)
-        for t in tqdm(range(flags.train), desc=f"training ResNet-{depth}"):
+        for t in progress(range(flags.train), desc=f"training ResNet-{depth}"):
             loss, _ = step(t)
             if not isfinite(loss):
                 raise UserError(f"training ResNet-{depth} diverged in iteration {t}.")

@@ -10,6 +10,7 @@ import tinyres
 PACKAGE = Path(tinyres.__file__).parent
 LAYERS = [
     {"array", "errors"},
+    {"system"},
     {"randomness", "recipes", "contract"},
     {"schedule", "ops", "merges"},
     {"chain"},

@@ -16,7 +16,7 @@ def drawn(monkeypatch, tmp_path) -> list:
     """What the demo draws, on a data set of 300 images."""
     monkeypatch.setattr(shapes, "TRAINING_IMAGES", 200)
     monkeypatch.setattr(shapes, "TEST_IMAGES", 100)
-    monkeypatch.setattr("pooch.os_cache", lambda project: tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     calls: list = []
     real = show_images.draw_images
     monkeypatch.setattr(show_images, "draw_images", lambda *a, **k: (calls.append(a), real(*a, **k))[1])

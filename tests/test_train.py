@@ -18,7 +18,8 @@ from tests.toy_run import CONFIG, AheadToyStep, ToyStep, ending, toy_train
 from tinyres.checkpoint import checkpoint_path, checkpoint_paths, load_checkpoint
 from tinyres.config import Config
 from tinyres.errors import UserError
-from tinyres.run_folder import append_row, cut_table, owned, read_table
+from tinyres.run_folder import cut_table, owned, read_table
+from tinyres.system.files import append_row
 
 
 @pytest.fixture(params=[ToyStep, AheadToyStep])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tinyres
-from tinyres.errors import CommandLine, UserError, exit_with_one_sentence
+from tinyres.errors import UserError
 from tinyres.merges import FIGURE_2
 from tinyres.networks import LAYERS_PER_UNIT, OPTIONS, build_network
+from tinyres.system.command_line import CommandLine, exit_with_one_sentence
 from tinyres.units import FIGURE_4
 
 

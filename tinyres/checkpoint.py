@@ -18,7 +18,7 @@ from safetensors.numpy import save
 
 from tinyres.array import Array
 from tinyres.errors import UserError
-from tinyres.run_folder import write_file, writing
+from tinyres.system.files import remove_file, write_file, writing
 
 FORMAT = 1
 KEPT = 2  # should the newest turn out damaged, there is one before it
@@ -86,7 +86,7 @@ def prune_checkpoints(newest: Path) -> None:
     kept = paths[paths.index(newest) :][:KEPT]
     with writing(newest.parent):
         for path in set(paths) - set(kept):
-            path.unlink()
+            remove_file(path)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -9,7 +9,6 @@ choose among kernels by measuring: what it chose is in the checkpoints.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field, fields, replace
 from math import isfinite
 from pathlib import Path
@@ -23,6 +22,7 @@ from tinyres.errors import UserError
 from tinyres.merges import FIGURE_2
 from tinyres.networks import LAYERS_PER_UNIT, OPTIONS, STRIDES_ON, Network, build_network
 from tinyres.recipes import PAPER, RECIPES, Recipe
+from tinyres.system.platform import usable_cores
 from tinyres.units import FIGURE_4
 
 FORMAT = 1
@@ -155,8 +155,7 @@ class Config:
     def resolved(self) -> Config:
         """Replace every ``auto`` by what it stands for, so that equal computations compare equal."""
         network = self.network()
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        replicas = self.replicas or cores or 1
+        replicas = self.replicas or usable_cores()
         return replace(self, block=network.block, option=network.option, replicas=replicas)
 
     def part(self, part: Part) -> dict[str, Any]:

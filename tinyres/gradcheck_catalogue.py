@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from tqdm import tqdm
 
 from tinyres.backends import NAMES
-from tinyres.errors import CommandLine, UserError
+from tinyres.errors import UserError
 from tinyres.gradcheck import GradientError, GradientReport
 from tinyres.gradcheck_cases import CELLS, PAIRS, Case, Pick, check_network, check_pair, check_unit
+from tinyres.system.command_line import CommandLine
+from tinyres.system.progress import Progress, progress
 
 Check = Callable[..., tuple[Case, GradientReport]]
 
@@ -101,11 +102,11 @@ def check_catalogue(
     ['bn_inference', 'dropout_inference']
     """
     chosen = [entry for entry in catalogue(examples) if only in entry[0]]
-    with tqdm(total=sum(count for _, _, count in chosen), unit="case", disable=quiet, leave=False) as bar:
+    with progress(total=sum(count for _, _, count in chosen), unit="case", quiet=quiet, leave=False) as bar:
         return [_row(name, partial(check, backend=backend), count, seed, bar) for name, check, count in chosen]
 
 
-def _row(name: str, check: Check, count: int, seed: int, bar: tqdm[None]) -> Row:
+def _row(name: str, check: Check, count: int, seed: int, bar: Progress) -> Row:
     """Draw `count` cases of one check, up to the first failure."""
     bar.set_description(name)
     shapes: set[tuple[tuple[int, ...], ...]] = set()

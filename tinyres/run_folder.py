@@ -3,63 +3,19 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
+
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from tinyres.errors import UserError
+from tinyres.system.files import temporary_files, write_file, writing
 
 Row: TypeAlias = dict[str, float | None]
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn a failure of the file system into a `UserError` that names the file."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}.") from error
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing, and return when it is on the disk.
-
-    The content goes to a temporary name in the same folder, is forced to the disk, and is renamed: rename is
-    atomic, so a process killed at any moment leaves the old file or the new one.
-
-    Raises
-    ------
-    UserError
-        If it cannot be written, for example because the disk is full.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    with writing(path):
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the name must survive a power cut, too
-        finally:
-            os.close(folder)
-
-
-def append_row(path: Path, row: list[Any]) -> None:
-    """Add a line to a table and return when it is on the disk; None is written as nothing."""
-    line = ",".join("" if value is None else str(value) for value in row)
-    with writing(path), open(path, "a") as file:
-        file.write(line + "\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def cut_table(path: Path, header: tuple[str, ...], iteration: int) -> None:
@@ -110,16 +66,18 @@ def check_folder(folder: Path, resume: bool) -> None:
         )
 
 
-def temporary_files(folder: Path) -> list[Path]:
-    """Return what a killed `write_file` left behind."""
-    return list(folder.glob(".*.tmp"))
-
-
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
     """Create a folder if need be, and own it as long as this process lives.
 
-    The lock is the operating system's: it dies with its process, and forked workers do not inherit it.
+    The lock is the operating system's: it ends with its process, and forked workers do not inherit it. The file
+    ``.lock`` stays, and a file that a killed process has left is no obstacle. On a file system without locks
+    (some network file systems), `filelock` writes the owner's process number into the file instead, and looks
+    whether that process still runs.
+
+    Parameters
+    ----------
+    folder : Path
 
     Raises
     ------
@@ -128,14 +86,38 @@ def owned(folder: Path) -> Iterator[None]:
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "a+")  # noqa: SIM115 (closing it is what releases the lock)
-    with lock:
+    lock = FileLock(folder / ".lock", blocking=False)
+    with writing(folder / ".lock"):
         try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            raise UserError(f"{folder} is in use by a running process ({lock.read().strip()}).") from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+            with warnings.catch_warnings():
+                # That this file system has no locks is nothing that a user could change.
+                warnings.simplefilter("ignore", UserWarning)
+                lock.acquire()
+        except Timeout:
+            raise UserError(f"{folder} is in use by a running process ({_owner(lock)}).") from None
+    try:
+        if not isinstance(lock, SoftFileLock):
+            _sign(folder / ".lock")
         yield
+    finally:
+        lock.release()
+
+
+def _sign(path: Path) -> None:
+    """Write this process's number into the file of a lock that it holds.
+
+    The first byte is left alone: on Windows it is what is locked, and nobody can read or write it.
+    """
+    with writing(path), open(path, "r+b", buffering=0) as file:
+        file.seek(1)
+        file.write(str(os.getpid()).encode())
+        file.truncate()
+
+
+def _owner(lock: BaseFileLock) -> str:
+    """Return the number of the process that holds a lock."""
+    if isinstance(lock, SoftFileLock):
+        return str(lock.pid)
+    with writing(Path(lock.lock_file)), open(lock.lock_file, "rb", buffering=0) as file:
+        file.seek(1)
+        return file.read(100).decode(errors="replace")

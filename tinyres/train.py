@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 import tinyres
 from tinyres.array import Array
@@ -53,17 +52,11 @@ from tinyres.memory import Need, evaluation_need, training_need
 from tinyres.networks import Network
 from tinyres.pictures import draw_confusion, draw_mistakes
 from tinyres.report import describe, draw_curves
-from tinyres.run_folder import (
-    append_row,
-    check_folder,
-    cut_table,
-    owned,
-    read_table,
-    temporary_files,
-    write_file,
-)
+from tinyres.run_folder import check_folder, cut_table, owned, read_table
 from tinyres.schedule import learning_rate
 from tinyres.step import outcomes
+from tinyres.system.files import append_row, remove_file, temporary_files, write_file
+from tinyres.system.progress import is_open, progress, say, warn
 
 METRICS = ("iteration", "epoch", "learning_rate", "training_loss", "training_error", "test_loss", "test_error")
 TIMING = ("iteration", "seconds", "step_seconds")
@@ -188,15 +181,13 @@ class _Run:
 
     def say(self, text: str) -> None:
         if not self.quiet:
-            tqdm.write(text)  # does not tear the bar
+            say(text)
 
     def record_config(self) -> None:
         """Write config.json; say so if the run was computed another way up to now."""
         path = self.out / "config.json"
         if path.exists() and (changed := differences(Config.read(path), self.config, "how")):
-            print(
-                f"going on another way than before, which may change the last bits: {changed}", file=sys.stderr
-            )
+            warn(f"going on another way than before, which may change the last bits: {changed}")
         write_file(path, self.config.to_json().encode())
 
     def restore(self) -> tuple[int, dict[str, Array], Sums, dict[str, Any]]:
@@ -205,7 +196,7 @@ class _Run:
         state = initialise(
             self.network, config.recipe, config.seed, gate_bias=config.gate_bias, dtype=config.dtype
         )
-        found = load_newest_checkpoint(self.out, warn=lambda line: print(line, file=sys.stderr))
+        found = load_newest_checkpoint(self.out, warn=warn)
         if found:
             path, (start, saved, facts) = found
             check_state(saved, state, path)
@@ -215,7 +206,7 @@ class _Run:
             prune_checkpoints(path)
             self.say(f"{'resumed':9}after {start:,} iterations")
         for leftover in temporary_files(self.out):
-            leftover.unlink()
+            remove_file(leftover)
         cut_table(self.out / "metrics.csv", METRICS, start)
         cut_table(self.out / "timing.csv", TIMING, start)
         return start, state, sums, kernels
@@ -228,7 +219,7 @@ class _Run:
         begun = time.perf_counter()
         layout = "{n_fmt}/{total_fmt} |{bar}| {elapsed} gone, {remaining} left{postfix}"
         silent = self.quiet or start == config.iterations
-        bar = tqdm(total=config.iterations, initial=start, disable=silent, bar_format=layout)
+        bar = progress(total=config.iterations, initial=start, quiet=silent, bar_format=layout)
         with bar, _deferred_interrupt() as interrupted:
 
             def wants_state(t: int) -> bool:
@@ -385,9 +376,9 @@ def _deferred_interrupt() -> Iterator[list[int]]:
     def note(number: int, frame: Any) -> None:
         pressed.append(number)
         signal.signal(signal.SIGINT, previous)
-        os.write(
-            2, b"\nfinishing this step, then saving; Ctrl-C again stops at once\n"
-        )  # print is not re-entrant
+        if is_open(sys.stderr):  # else 2 may be the number of any file
+            text = b"\nfinishing this step, then saving; Ctrl-C again stops at once\n"
+            os.write(2, text)  # print is not re-entrant
 
     signal.signal(signal.SIGINT, note)
     try:

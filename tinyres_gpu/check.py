@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -27,8 +26,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from tinyres.errors import CommandLine, UserError, exit_with_one_sentence
-from tinyres.run_folder import write_file
+from tinyres.errors import UserError
+from tinyres.system.command_line import CommandLine, exit_with_one_sentence
+from tinyres.system.files import write_file
+from tinyres.system.platform import kill_group, on_termination
 from tinyres_gpu.device import name_of_card
 from tinyres_gpu.phases import ENVIRONMENT, PHASES
 from tinyres_gpu.results import NO_RESULT, load, render, table
@@ -103,7 +104,7 @@ def run_in_a_process(name: str, limit: float, rehearse: bool = False) -> dict[st
     try:
         out, err = process.communicate(timeout=limit)
     except BaseException as error:  # the limit, Ctrl-C, SIGTERM
-        os.killpg(process.pid, signal.SIGKILL)
+        kill_group(process)
         process.communicate()
         if not isinstance(error, subprocess.TimeoutExpired):
             raise
@@ -164,5 +165,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which raises, so that no phase is left behind
+    on_termination(lambda *_: sys.exit(143))  # which raises, so that no phase is left behind
     exit_with_one_sentence(main)

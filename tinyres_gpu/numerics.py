@@ -27,8 +27,8 @@ from tinyres.array import Array
 from tinyres.data import Batches, Dataset, load_dataset
 from tinyres.init import initialise
 from tinyres.recipes import PAPER, PAPER_ITERATIONS
-from tinyres.run_folder import write_file
 from tinyres.step import outcomes
+from tinyres.system.files import write_file
 from tinyres_gpu.runs import data_at_hand
 from tinyres_gpu.setting import (
     RUNGS,

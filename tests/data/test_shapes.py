@@ -119,10 +119,10 @@ def test_a_full_disk_leaves_nothing_behind(small, tmp_path, monkeypatch):
 
 
 def test_found_by_its_name(small, tmp_path, monkeypatch):
-    monkeypatch.setattr("pooch.os_cache", lambda project: tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     training, validation = load_dataset("shapes", validation=100)
     assert (training.name, len(training), len(validation)) == ("shapes", 400, 100)
-    assert (tmp_path / "shapes.npy").exists()
+    assert (tmp_path / "tinyres" / "shapes.npy").exists()
     load_dataset("shapes", tmp_path / "elsewhere")
     assert (tmp_path / "elsewhere" / "shapes.npy").exists()
 

@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import pooch
-from tqdm import tqdm
-
 from tinyres.data.cifar import CIFAR10, CIFAR100
 from tinyres.data.load import data_folder
 from tinyres.data.transfer import MirrorError, fetch
 from tinyres.data.unpacking import unpack
-from tinyres.errors import CommandLine, UserError, exit_with_one_sentence
-from tinyres.run_folder import owned, writing
+from tinyres.errors import UserError
+from tinyres.run_folder import owned
+from tinyres.system.command_line import CommandLine, exit_with_one_sentence
+from tinyres.system.files import remove_file, writing
+from tinyres.system.platform import replace_file
+from tinyres.system.progress import Progress, progress
 
 OFFICIAL = "https://www.cs.toronto.edu/~kriz"
 
@@ -121,6 +122,7 @@ def download(
     with owned(data_dir):
         if folder.exists():
             return folder
+        _demand_pooch(archive)
         by_hand = _is_whole(path, archive)
         if not by_hand:
             given = [*mirrors, *os.environ.get("TINYRES_MIRRORS", "").split()]
@@ -128,7 +130,7 @@ def download(
             _fetch(archive, path, [f"{base.rstrip('/')}/{archive.file}" for base in bases], quiet)
         unpack(path, folder)
         if not by_hand:
-            path.unlink()
+            remove_file(path)
     return folder
 
 
@@ -157,8 +159,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _demand_pooch(archive: Archive) -> None:
+    """Say in a sentence what to install if the library that checks downloads is missing."""
+    try:
+        import pooch  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "a download is checked by the package pooch, which is not installed: run `pip install pooch`, or "
+            f"get {archive.file} yourself and unpack it where --data-dir says."
+        ) from None
+
+
 def _is_whole(path: Path, archive: Archive) -> bool:
     """Tell whether a file is the official archive."""
+    import pooch  # here, because nothing but a download needs it
+
     return (
         path.is_file()
         and path.stat().st_size == archive.size
@@ -177,7 +192,8 @@ def _fetch(archive: Archive, path: Path, urls: list[str], quiet: bool) -> None:
             except MirrorError as error:
                 reasons.append(f"{url.partition('://')[2].partition('/')[0] or url}: {error}")
                 continue
-            partial.replace(path)
+            part.close()  # Windows gives no other name to a file that is open
+            replace_file(partial, path)
             return
     raise UserError(
         f"{archive.file} could not be downloaded ({'; '.join(reasons)}): run the same command again, which "
@@ -185,7 +201,7 @@ def _fetch(archive: Archive, path: Path, urls: list[str], quiet: bool) -> None:
     )
 
 
-def _fetch_whole(url: str, archive: Archive, part: BinaryIO, bar: tqdm[None]) -> None:
+def _fetch_whole(url: str, archive: Archive, part: BinaryIO, bar: Progress) -> None:
     """Bring the partial file to its full length and check it; if older bytes may be to blame, once more."""
     resumed = True
     while resumed:
@@ -198,16 +214,16 @@ def _fetch_whole(url: str, archive: Archive, part: BinaryIO, bar: tqdm[None]) ->
     raise MirrorError("it serves another file, whose checksum is wrong")
 
 
-def _bar(archive: Archive, part: BinaryIO, quiet: bool) -> tqdm[None]:
+def _bar(archive: Archive, part: BinaryIO, quiet: bool) -> Progress:
     """Return a progress bar in bytes."""
     begun = part.seek(0, os.SEEK_END)
-    return tqdm(
+    return progress(
         total=archive.size,
         initial=begun,
         desc=archive.file,
         unit="B",
         unit_scale=True,
-        disable=True if quiet else None,  # None: drawn on a terminal only
+        quiet=quiet,
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from tinyres.data.cifar import CIFAR10, CIFAR100, read_cifar
 from tinyres.data.dataset import Dataset, split
 from tinyres.errors import UserError
+from tinyres.system.platform import cache_folder
 
 _CIFAR = {cifar.name: cifar for cifar in (CIFAR10, CIFAR100)}
 DATASETS = (*_CIFAR, "shapes")
@@ -33,11 +34,7 @@ def data_folder(data_dir: str | Path | None = None) -> Path:
     'here'
     """
     given = data_dir or os.environ.get("TINYRES_DATA")
-    if given:
-        return Path(given).expanduser()
-    import pooch  # here, because it takes a while and most runs say where their data are
-
-    return Path(pooch.os_cache("tinyres"))
+    return Path(given).expanduser() if given else cache_folder()
 
 
 def load_dataset(

@@ -29,6 +29,7 @@ import numpy as np
 from tinyres.array import Array
 from tinyres.data.dataset import Dataset
 from tinyres.randomness import Purpose, integers, uniform, words
+from tinyres.system.platform import cache_folder, replace_file
 
 TRAINING_IMAGES = 50_000
 TEST_IMAGES = 10_000
@@ -137,11 +138,8 @@ def load_shapes(data_dir: str | Path | None = None) -> tuple[Dataset, Dataset]:
     (Dataset, Dataset)
         50,000 training and 10,000 test images, every class equally often in both.
     """
-    if data_dir is None:
-        import pooch  # here, because importing it takes a while
-
-        data_dir = pooch.os_cache("tinyres")
-    cache = Path(data_dir).expanduser() / "shapes.npy"
+    folder = cache_folder() if data_dir is None else Path(data_dir).expanduser()
+    cache = folder / "shapes.npy"
     images = _read(cache)
     if images is None:
         images, _ = draw_shapes(np.arange(TRAINING_IMAGES + TEST_IMAGES))
@@ -298,7 +296,7 @@ def _keep(cache: Path, images: Array) -> None:
         cache.parent.mkdir(parents=True, exist_ok=True)
         try:
             np.save(temporary, images)
-            os.replace(temporary, cache)
+            replace_file(temporary, cache)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import mmap
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from tinyres.array import Array
-
-_HUGE_PAGE = 1 << 21
+from tinyres.system.platform import HUGE_PAGE, anonymous_memory, has_huge_pages
 
 
 def empty(shape: tuple[int, ...], dtype: DTypeLike, *, shared: bool = False) -> Array:
@@ -31,14 +29,10 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike, *, shared: bool = False) -> 
     """
     dtype = np.dtype(dtype)
     size = math.prod(shape)
-    large = size * dtype.itemsize >= _HUGE_PAGE // 2
-    if not shared and not (large and hasattr(mmap, "MADV_HUGEPAGE")):
+    large = size * dtype.itemsize >= HUGE_PAGE // 2
+    if not shared and not (large and has_huge_pages()):
         return np.zeros(shape, dtype)
-    length = -(-size * dtype.itemsize // _HUGE_PAGE) * _HUGE_PAGE
-    flags = mmap.MAP_ANONYMOUS | (mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE)
-    memory = mmap.mmap(-1, length, flags=flags)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
+    memory = anonymous_memory(size * dtype.itemsize, shared=shared)
     return np.frombuffer(memory, dtype, size).reshape(shape)
 
 

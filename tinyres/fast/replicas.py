@@ -13,7 +13,6 @@ sends to all processes; the parent decides.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import threading
@@ -29,8 +28,8 @@ from typing import Any
 from threadpoolctl import ThreadpoolController
 
 from tinyres.fast.meeting import Abandoned
+from tinyres.system.platform import fork_context, on_termination
 
-CAN_FORK = "fork" in multiprocessing.get_all_start_methods()
 HEARTBEAT = 1.0  # seconds between looks at whether the other side is alive
 PATIENCE = 5.0  # seconds a worker has to leave before it is killed
 
@@ -67,7 +66,7 @@ class Replicas:
         """
         self.work = work
         for replica in range(1, self.count):
-            context = multiprocessing.get_context("fork")  # by name: Python 3.14's default is another
+            context = fork_context()
             here, there = context.Pipe()
             arguments = (replica, work, there, self.parent, self.blas)
             worker = context.Process(target=_serve, args=arguments, name=f"replica {replica}", daemon=True)
@@ -141,7 +140,7 @@ def _serve(
 ) -> None:
     """Answer requests until there is nobody left to ask: a worker's whole life."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    on_termination(signal.SIG_DFL)
     with blas.limit(limits=1, user_api="blas"), suppress(EOFError, ConnectionError):  # the parent is gone
         while True:
             while not connection.poll(HEARTBEAT):

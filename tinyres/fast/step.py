@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -26,12 +25,13 @@ from tinyres.fast.inference import PlannedInference
 from tinyres.fast.meeting import Board, Team
 from tinyres.fast.memory import empty
 from tinyres.fast.plan import Plan
-from tinyres.fast.replicas import CAN_FORK, Replicas, interrupts_deferred
+from tinyres.fast.replicas import Replicas, interrupts_deferred
 from tinyres.networks import Network
 from tinyres.optim import update
 from tinyres.recipes import Recipe
 from tinyres.schedule import learning_rate
 from tinyres.step import ComposedStep, MiniBatches, update_running_statistics
+from tinyres.system.platform import can_fork, usable_cores
 
 SMALLEST_SHARE = 16
 """Images of a group that a replica takes, at least: with fewer, products are too thin to be fast."""
@@ -55,7 +55,7 @@ class FastStep:
     kind : str
         ``planned``.
     why : str
-        Empty.
+        Why it runs in one process although more were asked for; empty if it does not.
     replicas : int
         How many processes there are, this one included: see `how_many`.
     """
@@ -87,6 +87,8 @@ class FastStep:
 
         size = self._size(0)
         self.replicas = how_many(replicas, size, recipe.groups(size))
+        if replicas != 1 and not can_fork():
+            self.why = "this system cannot fork workers"
         shared = self.replicas > 1
         shapes = {name: value.shape for name, value in state.items()}
         self.buffers = _arrays(shapes, self.dtype, shared)
@@ -222,9 +224,8 @@ def how_many(wanted: int | None, size: int, groups: int) -> int:
     (2, 2, 4, 2, 2)
     """
     if wanted is None:
-        affinity = getattr(os, "sched_getaffinity", None)
-        wanted = len(affinity(0)) if affinity else os.cpu_count() or 1
-    if not CAN_FORK:
+        wanted = usable_cores()
+    if not can_fork():
         wanted = 1
 
     def fits(replicas: int) -> bool:

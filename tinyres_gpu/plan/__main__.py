@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import argparse
 
-from tinyres.errors import CommandLine, UserError, exit_with_one_sentence
+from tinyres.errors import UserError
 from tinyres.networks import OPTIONS, build_network
 from tinyres.recipes import PAPER_ITERATIONS, RECIPES, get_recipe
+from tinyres.system.command_line import CommandLine, exit_with_one_sentence
 from tinyres_gpu.plan.choices import Choices
 from tinyres_gpu.plan.compile import compile_step, why_not
 from tinyres_gpu.plan.composed import composed_launches

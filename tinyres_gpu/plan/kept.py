@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyres.errors import UserError
-from tinyres.run_folder import write_file, writing
+from tinyres.system.files import write_file, writing
 from tinyres_gpu.device import name_of_card
 from tinyres_gpu.plan.choices import Choice
 

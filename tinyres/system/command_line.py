@@ -1,0 +1,68 @@
+"""A command line on which every bad input costs one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from tinyres.errors import UserError
+
+
+class CommandLine(argparse.ArgumentParser):
+    """An argument parser that reports a bad flag as every other bad input, and shows its description as it is.
+
+    Parameters
+    ----------
+    **options
+        Those of `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the message as one sentence.
+
+        Raises
+        ------
+        UserError
+            Always.
+        """
+        raise UserError(f"{message}: see {self.prog} --help.")
+
+
+def exit_with_one_sentence(main: Callable[[], int | None]) -> None:
+    """Run a command's ``main`` and turn a `UserError` into one line on stderr and exit code 2.
+
+    Parameters
+    ----------
+    main : callable
+        Takes nothing; returns the exit code, None meaning 0.
+
+    Raises
+    ------
+    SystemExit
+        Always, with the exit code.
+    """
+    open_missing_streams()
+    try:
+        code = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    sys.exit(code)
+
+
+def open_missing_streams() -> None:
+    """Let standard streams that were closed before the program began (``2>&-``) lead nowhere.
+
+    Python leaves them None. The next file that is opened, perhaps a checkpoint, would get the number 2, and
+    whatever a library writes to its standard error would then end up in that file.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115 (open until the program ends)
+            setattr(sys, name, stream)

@@ -1,0 +1,171 @@
+"""How far a long piece of work is: a bar on a terminal, a line now and then in a log.
+
+A bar redraws itself by going back to the start of its line. A file would hold hundreds of bars in one line, so
+there each report is a line of its own: the first one, then at most one in half a minute, and the last one.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any, Protocol, TextIO
+
+from tqdm import tqdm
+
+INTERVAL = 30.0  # seconds between two lines, at least
+
+
+class Progress(Protocol):
+    """What tqdm's bars and `Lines` have in common."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+    def __enter__(self) -> Any: ...
+    def __exit__(self, *exception: object) -> Any: ...
+    def update(self, n: int = 1) -> Any: ...
+    def reset(self) -> Any: ...
+    def close(self) -> Any: ...
+    def set_description(self, desc: str) -> Any: ...
+    def set_postfix_str(self, s: str, refresh: bool = True) -> Any: ...
+
+
+def progress(items: Iterable[Any] | None = None, *, quiet: bool = False, **options: Any) -> Progress:
+    """Return something that tells on stderr how far the work is.
+
+    Parameters
+    ----------
+    items : iterable, optional
+        What the work goes through, when the result is iterated over.
+    quiet : bool
+        Tell nothing.
+    **options
+        Those of `tqdm.tqdm`. Where stderr is no terminal, only those of `Lines` count.
+
+    Returns
+    -------
+    Progress
+        tqdm's bar on a terminal; `Lines` elsewhere. Where stderr is closed, `Lines` that go nowhere.
+    """
+    file = sys.stderr
+    if quiet or not is_open(file):
+        return Lines(items, file=None, **options)
+    return tqdm(items, file=file, **options) if file.isatty() else Lines(items, file=file, **options)
+
+
+def say(text: str) -> None:
+    """Print a line to stdout at once, without tearing a bar that is on the screen."""
+    if is_open(sys.stdout):
+        tqdm.write(text)
+        sys.stdout.flush()  # in a log, this line and those of the bar come in the order of time
+
+
+def warn(text: str) -> None:
+    """Print a line to stderr, without tearing a bar that is on the screen."""
+    if is_open(sys.stderr):
+        tqdm.write(text, file=sys.stderr)
+
+
+def is_open(file: TextIO | None) -> bool:
+    """Return whether somebody can be told something there.
+
+    Python sets `sys.stderr` to None if the program was started without one: by ``2>&-``, or without a console
+    on Windows.
+    """
+    return file is not None and not file.closed
+
+
+class Lines:
+    """The facts of a progress bar, as lines of text.
+
+    Parameters
+    ----------
+    items : iterable, optional
+        As of `progress`.
+    file : text file or None
+        Where the lines go; None: nowhere.
+    total, initial, desc, unit, unit_scale, bar_format
+        As of `tqdm.tqdm`.
+    **other
+        Other options of `tqdm.tqdm`, which only change how a bar is drawn.
+    """
+
+    def __init__(
+        self,
+        items: Iterable[Any] | None = None,
+        *,
+        file: TextIO | None,
+        total: int | None = None,
+        initial: int = 0,
+        desc: str = "",
+        unit: str = "it",
+        unit_scale: bool = False,
+        bar_format: str | None = None,
+        **other: Any,
+    ) -> None:
+        self.items, self.file = items, file
+        self.total = len(items) if total is None and isinstance(items, Sized) else total
+        self.format = {"unit": unit, "unit_scale": unit_scale, "bar_format": bar_format}
+        self.initial = self.n = initial
+        self.description, self.postfix = desc, ""
+        self.begun = time.monotonic()
+        self.told_at: float | None = None  # when the last line was written
+        self.told_n = initial
+
+    def __iter__(self) -> Iterator[Any]:
+        with self:
+            for item in self.items or ():
+                yield item
+                self.update()
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def update(self, n: int = 1) -> None:
+        """Count `n` more, and write a line if it is time for one."""
+        self.n += n
+        if self.told_at is None or time.monotonic() - self.told_at >= INTERVAL:
+            self._tell()
+
+    def reset(self) -> None:
+        """Count from 0 again."""
+        self.n = self.initial = 0
+        self.begun = time.monotonic()
+
+    def close(self) -> None:
+        """Write the last line, unless it stands there already."""
+        if self.n != self.told_n:
+            self._tell()
+        self.file = None
+
+    def set_description(self, desc: str) -> None:
+        """Say what is being done now."""
+        self.description = desc
+
+    set_description_str = set_description
+
+    def set_postfix_str(self, s: str, refresh: bool = True) -> None:
+        """Say what has come out up to now."""
+        self.postfix = s
+
+    def _tell(self) -> None:
+        self.told_at, self.told_n = time.monotonic(), self.n
+        if self.file is None:
+            return
+        text = tqdm.format_meter(
+            self.n,
+            self.total,
+            self.told_at - self.begun,
+            initial=self.initial,
+            prefix=self.description,
+            postfix=self.postfix,
+            ascii=True,  # a log is read with all kinds of programs
+            **self.format,
+        )
+        try:
+            self.file.write(text.strip() + "\n")
+            self.file.flush()
+        except (OSError, ValueError):  # nobody reads any more, or the file was closed: the work goes on
+            self.file = None
