@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tinyres beside this folder, installed or not
+
 SHAPES = ((16, 32), (32, 16), (64, 8))  # channels and pixels along a side of the three stages
 WARM_UP = 2  # steps
 

@@ -12,11 +12,14 @@ from __future__ import annotations
 import csv
 import json
 import statistics
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tinyres beside this folder, installed or not
 
 from tinyres.config import Config
 from tinyres.recipes import PAPER_ITERATIONS

@@ -10,10 +10,13 @@ runs that are not over are shown, and left out of the statistics.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tinyres beside this folder, installed or not
 
 from tinyres.config import Config
 from tinyres.errors import UserError

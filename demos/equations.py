@@ -9,8 +9,12 @@ how good. The product of lambdas is measured over 18 units and, in ResNet-1001, 
 
 from __future__ import annotations
 
+import sys
 from math import isfinite
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tinyres beside this folder, installed or not
 
 from lab import Lab, command_line, note, write_csv
 

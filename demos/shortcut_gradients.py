@@ -11,10 +11,13 @@ weight layers. Writes shortcut_gradients.csv and shortcut_gradients.png (and sho
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from math import isfinite, nan
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tinyres beside this folder, installed or not
 
 from lab import BLUE, GREEN, ORANGE, PINK, Lab, Variant, command_line, large, note, save, write_csv
 from matplotlib.axes import Axes

@@ -9,7 +9,10 @@ image shows what zero means to the network: the mean image in recipe ``paper``, 
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tinyres beside this folder, installed or not
 
 import numpy as np
 

@@ -10,8 +10,12 @@ claim is shown without it, and what it does beside it. Writes small_weights.csv 
 
 from __future__ import annotations
 
+import sys
 from math import nan
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tinyres beside this folder, installed or not
 
 from lab import BLUE, ORANGE, Lab, command_line, large, note, save, write_csv
 

@@ -10,8 +10,11 @@ that grows as variants finish; the same command again goes on where it stopped.
 from __future__ import annotations
 
 import csv
+import sys
 from itertools import product
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tinyres beside this folder, installed or not
 
 from tinyres.backends import NAMES, get_backend
 from tinyres.contract import Backend

@@ -16,6 +16,8 @@ from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tinyres beside this folder, installed or not
+
 from tinyres.config import Config, blas_kernel
 from tinyres.recipes import PAPER, Recipe, get_recipe
 from tinyres.system.command_line import CommandLine, exit_with_one_sentence

@@ -10,8 +10,12 @@ there are 1000 layers". Writes truncation.csv and truncation.png.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from math import isfinite
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tinyres beside this folder, installed or not
 
 from lab import BLUE, GREEN, ORANGE, Lab, command_line, large, note, save, write_csv
 
