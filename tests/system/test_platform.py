@@ -6,6 +6,7 @@ import errno
 import mmap
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -189,5 +190,6 @@ def test_no_other_module_asks_which_system_this_is() -> None:
     )
     for path in [*(root / "tinyres").rglob("*.py"), *(root / "tinyres_gpu").rglob("*.py")]:
         if path != Path(platform.__file__):
-            found = [word for word in words if word in path.read_text(encoding="utf-8")]
+            text = path.read_text(encoding="utf-8")
+            found = [word for word in words if re.search(rf"\b{re.escape(word)}\b", text)]
             assert not found, f"{path} uses {found}"

@@ -26,6 +26,7 @@ class Progress(Protocol):
     def reset(self) -> Any: ...
     def close(self) -> Any: ...
     def set_description(self, desc: str) -> Any: ...
+    def set_description_str(self, desc: str) -> Any: ...
     def set_postfix_str(self, s: str, refresh: bool = True) -> Any: ...
 
 
@@ -161,7 +162,7 @@ class Lines:
             initial=self.initial,
             prefix=self.description,
             postfix=self.postfix,
-            ascii=True,  # a log is read with all kinds of programs
+            ascii=" #",  # a log is read with all kinds of programs
             **self.format,
         )
         try:
