@@ -18,12 +18,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tinyres beside this folder, installed or not
 
-from tinyres.config import Config
 from tinyres.errors import UserError
-from tinyres.report import draw_curves
-from tinyres.run_folder import Row, read_table
 from tinyres.system.command_line import CommandLine, exit_with_one_sentence
 from tinyres.system.files import write_file
+from tinyres.training.config import Config
+from tinyres.training.report import draw_curves
+from tinyres.training.run_folder import Row, read_table
 
 CLASSES = {"cifar100": 100}  # 10 elsewhere
 SILENT = ("blas", "data_dir", "eval_every", "checkpoint_every")  # ways to run that are no reason to compare

@@ -16,22 +16,19 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tinyres beside this folder, installed or not
 
-from lab import Lab, command_line, note, write_csv
-
+from tinyres.lab.finite_differences import finite_difference_error
+from tinyres.lab.measure import measure
+from tinyres.lab.norms import norm
+from tinyres.lab.setup import Lab, command_line, note, write_csv
+from tinyres.lab.signals import split_signal
+from tinyres.lab.surgery import without_batch_norm
+from tinyres.lab.truncation import signals
+from tinyres.lab.weight_terms import weight_terms
 from tinyres.networks import build_network
-from tinyres.propagation import (
-    Recording,
-    finite_difference_error,
-    measure,
-    norm,
-    signals,
-    split_gradient,
-    split_signal,
-    weight_terms,
-    without_batch_norm,
-)
+from tinyres.propagation import Recording, split_gradient
 from tinyres.system.command_line import exit_with_one_sentence
 from tinyres.system.progress import progress
+from tinyres.training.cost import multiply_adds
 
 Row = tuple[str, str, float]  # quantity, net, value
 
@@ -133,7 +130,7 @@ def main() -> None:
         network = build_network(depth, **options)
         rows += [
             ("parameters", f"ResNet-{depth}", network.parameter_count),
-            ("multiply-adds", f"ResNet-{depth}", network.multiply_adds),
+            ("multiply-adds", f"ResNet-{depth}", multiply_adds(network)),
         ]
     rows.append(
         ("parameters without BN", "ResNet-1001", without_batch_norm(build_network(1001)).parameter_count)

@@ -19,14 +19,26 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tinyres beside this folder, installed or not
 
-from lab import BLUE, GREEN, ORANGE, PINK, Lab, Variant, command_line, large, note, save, write_csv
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from tinyres.array import Array
 from tinyres.errors import UserError
+from tinyres.lab.measure import Measurement, measure
+from tinyres.lab.setup import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PINK,
+    Lab,
+    Variant,
+    command_line,
+    large,
+    note,
+    save,
+    write_csv,
+)
 from tinyres.networks import Network
-from tinyres.propagation import Measurement, measure
 from tinyres.system.command_line import exit_with_one_sentence
 from tinyres.system.progress import progress
 from tinyres.units import FIGURE_4

@@ -18,10 +18,11 @@ import numpy as np
 
 from tinyres.data import DATASETS, Batches, load_dataset
 from tinyres.errors import UserError
-from tinyres.pictures import draw_images
-from tinyres.recipes import RECIPES, get_recipe
+from tinyres.recipes import RECIPES
 from tinyres.system.command_line import CommandLine, exit_with_one_sentence
 from tinyres.system.files import write_file
+from tinyres.training.config import get_recipe
+from tinyres.training.pictures import draw_images
 
 
 def main(arguments: list[str] | None = None) -> None:

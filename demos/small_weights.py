@@ -17,9 +17,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tinyres beside this folder, installed or not
 
-from lab import BLUE, ORANGE, Lab, command_line, large, note, save, write_csv
-
-from tinyres.propagation import norm, scale_residual_weights, without_batch_norm
+from tinyres.lab.norms import norm
+from tinyres.lab.setup import BLUE, ORANGE, Lab, command_line, large, note, save, write_csv
+from tinyres.lab.surgery import scale_residual_weights, without_batch_norm
 from tinyres.recipes import PAPER
 from tinyres.system.command_line import exit_with_one_sentence
 from tinyres.system.progress import progress

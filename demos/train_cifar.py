@@ -18,10 +18,10 @@ from typing import Any, get_args, get_type_hints
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tinyres beside this folder, installed or not
 
-from tinyres.config import Config, blas_kernel
-from tinyres.recipes import PAPER, Recipe, get_recipe
+from tinyres.recipes import PAPER, Recipe
 from tinyres.system.command_line import CommandLine, exit_with_one_sentence
-from tinyres.train import train
+from tinyres.training.config import Config, blas_kernel, get_recipe
+from tinyres.training.train import train
 
 SWITCHES = {
     field.name: field for field in fields(Recipe) if field.name not in ("name", "iterations", "batch_size")

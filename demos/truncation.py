@@ -17,12 +17,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tinyres beside this folder, installed or not
 
-from lab import BLUE, GREEN, ORANGE, Lab, command_line, large, note, save, write_csv
-
 from tinyres.array import Array
 from tinyres.errors import UserError
+from tinyres.lab.setup import BLUE, GREEN, ORANGE, Lab, command_line, large, note, save, write_csv
+from tinyres.lab.truncation import Truncation, truncation
 from tinyres.networks import Network
-from tinyres.propagation import Truncation, truncation
 from tinyres.system.command_line import exit_with_one_sentence
 from tinyres.system.progress import progress
 

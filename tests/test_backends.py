@@ -8,9 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.gpu.stand_in import installed
-from tinyres import fast, ops
-from tinyres.backends import get_backend
+from tinyres.backend import get_backend
+from tinyres.cpu import PAIRS
 from tinyres.errors import UserError
+from tinyres.fusion.pairs import BN_RELU, BN_RELU_CONV
+from tinyres.layers import LAYERS
+
+TEXTBOOK = LAYERS | {"bn_relu": BN_RELU, "bn_relu_conv": BN_RELU_CONV}
 
 
 def test_unknown_and_missing_backends_are_refused_in_one_sentence():
@@ -21,10 +25,9 @@ def test_unknown_and_missing_backends_are_refused_in_one_sentence():
 
 
 def test_a_replacement_has_the_arguments_of_what_it_replaces():
-    for name, pair in fast.LAYERS.items():
-        for ours, textbook in zip(pair, ops.LAYERS[name], strict=True):
-            if ours is not None and textbook is not None:
-                assert list(inspect.signature(ours).parameters) == list(inspect.signature(textbook).parameters)
+    for name, pair in PAIRS.items():
+        for ours, textbook in zip(pair, TEXTBOOK[name], strict=True):
+            assert list(inspect.signature(ours).parameters) == list(inspect.signature(textbook).parameters)
 
 
 def rms(x: np.ndarray) -> float:
@@ -59,10 +62,10 @@ def test_conv(shape, kernel, stride, c_out):
     x = rng.standard_normal((4 * n, c, h, w))
     weights = rng.standard_normal((c_out, c, kernel, kernel))
     dy = rng.standard_normal((4 * n, c_out, (h - 1) // stride + 1, (w - 1) // stride + 1))
-    arrays, options = (x, weights, rng.standard_normal(dy.shape)), {"stride": stride}
-    ours = run(fast.LAYERS, "conv", np.float32, arrays, dy, options)
-    plain = run(ops.LAYERS, "conv", np.float32, arrays, dy, options)
-    exact = run(ops.LAYERS, "conv", np.float64, arrays, dy, options)
+    arrays, options = (x, weights), {"stride": stride}
+    ours = run(PAIRS, "conv", np.float32, arrays, dy, options)
+    plain = run(TEXTBOOK, "conv", np.float32, arrays, dy, options)
+    exact = run(TEXTBOOK, "conv", np.float64, arrays, dy, options)
     if x.size >= 200:  # rms errors of a handful of numbers differ by more than two by chance
         assert_within_factor_two(ours, plain, exact)
     for a, b in zip(ours, exact, strict=True):
@@ -80,8 +83,8 @@ def test_bn_and_the_fused_triple(name, shape, groups, offset):
     dy = rng.standard_normal((8 * n, 4 if name == "bn_relu_conv" else c, h, w))
     options = {"groups": groups}
     # In float64: float32 would flip ReLUs near zero, which says nothing about the formulas.
-    ours = run(fast.LAYERS, name, np.float64, arrays, dy, options)
-    exact = run(ops.LAYERS, name, np.float64, arrays, dy, options)
+    ours = run(PAIRS, name, np.float64, arrays, dy, options)
+    exact = run(TEXTBOOK, name, np.float64, arrays, dy, options)
     for a, b in zip(ours, exact, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9 * max(1.0, np.abs(b).max()))
 
@@ -90,8 +93,8 @@ def test_bn_moments_are_centred():
     """In float32 a mean 1000 times the deviation leaves three digits; E[x^2] - E[x]^2 would leave none."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((64, 3, 8, 8)) + 1000
-    plain = run(ops.LAYERS, "bn", np.float32, (x, np.ones(3), np.zeros(3)), x - 1000, {})
-    ours = run(fast.LAYERS, "bn", np.float32, (x, np.ones(3), np.zeros(3)), x - 1000, {})
-    exact = run(ops.LAYERS, "bn", np.float64, (x.astype(np.float32), np.ones(3), np.zeros(3)), x - 1000, {})
+    plain = run(TEXTBOOK, "bn", np.float32, (x, np.ones(3), np.zeros(3)), x - 1000, {})
+    ours = run(PAIRS, "bn", np.float32, (x, np.ones(3), np.zeros(3)), x - 1000, {})
+    exact = run(TEXTBOOK, "bn", np.float64, (x.astype(np.float32), np.ones(3), np.zeros(3)), x - 1000, {})
     assert rms(ours[2] / exact[2] - 1) < 1e-4
     assert_within_factor_two(ours[:1], plain[:1], exact[:1])

@@ -21,12 +21,12 @@ from safetensors.numpy import save_file
 
 from tests.data.fake_cifar import write_binary, write_pickled
 from tests.tiny_demo import TINY_CIFAR10, run_demo
-from tinyres import checkpoint
-from tinyres.checkpoint import checkpoint_paths, load_newest_checkpoint, save_checkpoint
 from tinyres.init import initialise
 from tinyres.networks import build_network
 from tinyres.recipes import PAPER
-from tinyres.run_folder import owned
+from tinyres.system.locks import owned
+from tinyres.training import checkpoint
+from tinyres.training.checkpoint import checkpoint_paths, load_newest_checkpoint, save_checkpoint
 
 SMALL = "--depth 8 --batch-size 8 --iterations 4 --eval-every 4 --checkpoint-every 2 --quiet"
 
@@ -256,7 +256,7 @@ def test_a_folder_in_use_by_a_living_run(finished, tmp_path) -> None:
     root = tmp_path / "place"
     shutil.copytree(finished, root)
     holder = (
-        "import sys, pathlib; from tinyres.run_folder import owned\n"
+        "import sys, pathlib; from tinyres.system.locks import owned\n"
         "with owned(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

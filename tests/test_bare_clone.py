@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 SIDES = {"benchmark_side.py", "benchmark_gpu_side.py"}  # started by benchmark.py, without flags
 DEMOS = [
     path
-    for path in sorted((ROOT / "demos").glob("*.py"))
+    for path in sorted((ROOT / "demos").rglob("*.py"))
     if path.name not in SIDES and "__main__" in path.read_text(encoding="utf-8")
 ]
 
@@ -24,7 +24,7 @@ import importlib.util, pathlib, runpy, sys
 demo = pathlib.Path(sys.argv[1])
 # what an editable installation adds, and this clone where it is on the path already
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in getattr(finder, "__module__", "")]
-sys.path = [one for one in sys.path if pathlib.Path(one).resolve() != demo.parents[1]]
+sys.path = [one for one in sys.path if pathlib.Path(one).resolve() not in demo.parents[1:3]]
 assert importlib.util.find_spec("tinyres") is None
 sys.path.insert(0, str(demo.parent))  # as Python does for a script
 sys.argv = sys.argv[1:]
@@ -42,7 +42,7 @@ def test_a_demo_finds_the_tinyres_beside_it(demo, tmp_path) -> None:
 
 def test_a_side_of_the_benchmark_finds_it_too(tmp_path) -> None:
     request = '{"side": "tinyres", "depth": 8, "cores": 1, "steps": 1, "batch_size": 4}'
-    command = [sys.executable, "-I", "-c", CLONE, str(ROOT / "demos" / "benchmark_side.py"), request]
+    command = [sys.executable, "-I", "-c", CLONE, str(ROOT / "demos" / "tools" / "benchmark_side.py"), request]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
 

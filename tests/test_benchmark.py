@@ -15,7 +15,7 @@ from tests.requirements import require
 from tinyres.errors import UserError
 from tinyres_gpu.kernels import PRECISIONS
 
-DEMOS = Path(__file__).parents[1] / "demos"
+DEMOS = Path(__file__).parents[1] / "demos" / "tools"
 sys.path.insert(0, str(DEMOS))
 import benchmark  # noqa: E402
 import benchmark_gpu_side  # noqa: E402
@@ -70,7 +70,7 @@ def test_results_of_another_machine_or_backend_are_not_mixed(tmp_path):
 
 
 def test_the_committed_results_can_be_read_and_added_to(monkeypatch):
-    folder = DEMOS.parent / "docs" / "results" / "benchmark"
+    folder = Path(__file__).parents[1] / "docs" / "results" / "benchmark"
     if not folder.exists():
         pytest.skip("the documentation is not installed")
     there = json.loads((folder / "benchmark.json").read_text())

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tinyres.checkpoint import (
+from tinyres.errors import UserError
+from tinyres.training.checkpoint import (
     BrokenCheckpoint,
     check_state,
     checkpoint_path,
@@ -17,7 +18,6 @@ from tinyres.checkpoint import (
     load_newest_checkpoint,
     save_checkpoint,
 )
-from tinyres.errors import UserError
 
 RNG = np.random.default_rng(0)
 STATE = {
@@ -92,7 +92,7 @@ def test_no_checkpoint_is_fine_and_only_damaged_ones_are_not(tmp_path) -> None:
 
 
 def test_a_later_version_and_a_foreign_file_are_named_as_such(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("tinyres.checkpoint.FORMAT", 2)
+    monkeypatch.setattr("tinyres.training.checkpoint.FORMAT", 2)
     save_checkpoint(tmp_path, 1, STATE, {})
     monkeypatch.undo()
     with pytest.raises(UserError, match="later version"):

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from demos import compare_runs
-from tinyres.config import Config
 from tinyres.errors import UserError
 from tinyres.recipes import PAPER, TORCH_PORT
-from tinyres.run_folder import Row
+from tinyres.training.config import Config
+from tinyres.training.run_folder import Row
 
 BASE = Config(depth=20, iterations=400)
 

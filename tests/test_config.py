@@ -7,9 +7,9 @@ from dataclasses import fields, replace
 
 import pytest
 
-from tinyres.config import Config, differences
 from tinyres.errors import UserError
 from tinyres.recipes import PAPER, TORCH_PORT, Recipe
+from tinyres.training.config import Config, differences
 
 OTHERS = {
     "dataset": "shapes",

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from tests.toy_run import toy_data
-from tinyres.backends import get_backend, reference
-from tinyres.chain import Pass
-from tinyres.evaluate import evaluate, recompute_statistics
+from tinyres.backend import get_backend
+from tinyres.chain import Pass, chain_forward, chain_inference
 from tinyres.init import initialise
-from tinyres.networks import build_network, forward, inference
+from tinyres.networks import build_network
 from tinyres.recipes import PAPER
+from tinyres.training.evaluate import evaluate, recompute_statistics
 
 NETWORK = build_network(5, block="single")
 TRAINING, TEST = toy_data(24)
@@ -38,7 +38,7 @@ def normalise(images):
 def test_mini_batches_change_nothing(name, batch_size) -> None:
     state = state_of(1)
     found = evaluate(get_backend(name), NETWORK, state, TEST, normalise, batch_size=batch_size)
-    logits = inference(Pass(reference(), state), NETWORK, normalise(TEST.images))
+    logits = chain_inference(Pass(get_backend("reference"), state), NETWORK.layers, normalise(TEST.images))
     np.testing.assert_allclose(found.logits, logits, rtol=1e-9, atol=1e-9)
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     chances = (shifted / shifted.sum(axis=1, keepdims=True))[range(16), TEST.labels]
@@ -49,8 +49,12 @@ def test_mini_batches_change_nothing(name, batch_size) -> None:
 
 def test_one_mini_batch_of_the_whole_set_gives_its_own_moments() -> None:
     state = state_of(2)
-    found = recompute_statistics(reference(), NETWORK, state, TRAINING, normalise, PAPER, batch_size=24)
-    _, moments, _ = forward(Pass(reference(), state), NETWORK, normalise(TRAINING.images))
+    found = recompute_statistics(
+        get_backend("reference"), NETWORK, state, TRAINING, normalise, PAPER, batch_size=24
+    )
+    _, moments, _ = chain_forward(
+        Pass(get_backend("reference"), state), NETWORK.layers, normalise(TRAINING.images)
+    )
     for name, batch in moments.items():
         np.testing.assert_allclose(found[name + ".running_mean"], batch.mean[0], rtol=1e-12)
         unbiased = batch.var[0] * batch.values / (batch.values - 1)
@@ -62,9 +66,13 @@ def test_one_mini_batch_of_the_whole_set_gives_its_own_moments() -> None:
 def test_moments_of_mini_batches_and_groups_are_pooled() -> None:
     """In front of the first batch norm nothing depends on how the images were grouped."""
     state = state_of(3)
-    whole = recompute_statistics(reference(), NETWORK, state, TRAINING, normalise, PAPER, batch_size=24)
+    whole = recompute_statistics(
+        get_backend("reference"), NETWORK, state, TRAINING, normalise, PAPER, batch_size=24
+    )
     shares = replace(PAPER, group_rule="two-shares")
-    parts = recompute_statistics(reference(), NETWORK, state, TRAINING, normalise, shares, batch_size=6)
+    parts = recompute_statistics(
+        get_backend("reference"), NETWORK, state, TRAINING, normalise, shares, batch_size=6
+    )
     first = next(iter(NETWORK.batch_norms))
     for suffix in (".running_mean", ".running_var"):
         np.testing.assert_allclose(parts[first + suffix], whole[first + suffix], rtol=1e-12)

@@ -2,20 +2,24 @@
 
 import pytest
 
-from tinyres import gradcheck_cases, gradcheck_catalogue, merges, ops, units
+from tinyres import shortcuts, units
+from tinyres.checks import cases
+from tinyres.checks import catalogue as catalogue_module
+from tinyres.checks.catalogue import catalogue, check_catalogue, main
 from tinyres.errors import UserError
 from tinyres.gradcheck import check_gradient
-from tinyres.gradcheck_catalogue import catalogue, check_catalogue, main
+from tinyres.layers import LAYERS
+from tinyres.shortcuts import MERGES
 
 
 def test_every_pair_every_unit_and_every_network_has_a_row():
     names = [name for name, _, _ in catalogue(100)]
     assert len(names) == len(set(names))
-    assert {*ops.LAYERS, *ops.MERGES} < set(names)
+    assert {*LAYERS, *MERGES} < set(names)
     for what in ("unit", "network"):
         for kind in units.FIGURE_4:
             for block in ("basic", "bottleneck", "single"):
-                for shortcut in merges.FIGURE_2:
+                for shortcut in shortcuts.FIGURE_2:
                     assert f"{what}: {kind}, {block}, {shortcut}" in names
 
 
@@ -44,11 +48,11 @@ def test_the_command_prints_a_table(capsys):
 
 def test_a_wrong_gradient_is_named_and_the_exit_code_is_1(monkeypatch, capsys):
     def check_wrong(name, pick, **_):
-        sound, draw_case = gradcheck_cases.PAIRS[name]
-        case = draw_case(gradcheck_cases.Draw(pick))
+        sound, draw_case = cases.PAIRS[name]
+        case = draw_case(cases.Draw(pick))
         return case, check_gradient(sound.forward, lambda dy, cache: dy, **case._asdict())
 
-    monkeypatch.setattr(gradcheck_catalogue, "check_pair", check_wrong)
+    monkeypatch.setattr(catalogue_module, "check_pair", check_wrong)
     assert main(["--only", "global_average_pool", "--examples", "1", "--quiet"]) == 1
     output = capsys.readouterr().out
     assert "FAIL" in output

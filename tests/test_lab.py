@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinyres.config import Config
+import tinyres.lab.setup as lab
 from tinyres.data import Dataset
 from tinyres.errors import UserError
+from tinyres.training.config import Config
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "demos"))
+sys.path[:0] = [str(ROOT / "demos"), str(ROOT / "demos" / "tools")]
 import claims  # noqa: E402
 import equations  # noqa: E402
-import lab  # noqa: E402
 import shortcut_gradients  # noqa: E402
 import small_weights  # noqa: E402
 import truncation  # noqa: E402

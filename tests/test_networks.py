@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 
-from tinyres.backends import get_backend
-from tinyres.chain import Pass
+from tinyres.backend import get_backend
+from tinyres.chain import Pass, chain_forward
 from tinyres.errors import UserError
 from tinyres.init import initialise
-from tinyres.merges import FIGURE_2
-from tinyres.networks import LAYERS_PER_UNIT, build_network, forward
+from tinyres.networks import LAYERS_PER_UNIT, build_network
 from tinyres.recipes import PAPER
+from tinyres.shortcuts import FIGURE_2
 from tinyres.step import dropout_masks
+from tinyres.training.cost import activation_bytes, multiply_adds
 from tinyres.units import FIGURE_4
 
 # depth, options, parameters with 10 and with 100 classes
@@ -48,7 +49,7 @@ def test_resnet_1202_has_19_4_million_parameters():
 
 @pytest.mark.parametrize(("depth", "millions"), [(110, 252.9), (164, 244.5), (1001, 1487.8)])
 def test_multiply_adds(depth, millions):
-    assert round(build_network(depth).multiply_adds / 1e6, 1) == millions
+    assert round(multiply_adds(build_network(depth)) / 1e6, 1) == millions
 
 
 @pytest.mark.parametrize(
@@ -126,5 +127,5 @@ def test_activation_bytes_are_what_a_forward_pass_keeps(block, depth, unit, shor
     state = initialise(network, PAPER, 0)
     x = np.random.default_rng(0).standard_normal((2, 3, 32, 32), np.float32)
     masks = dropout_masks(network, x.shape, 0, 0, np)
-    _, _, cache = forward(Pass(get_backend("numpy"), state, masks=masks), network, x)
-    assert kept_bytes(cache) == network.activation_bytes(2)
+    _, _, cache = chain_forward(Pass(get_backend("numpy"), state, masks=masks), network.layers, x)
+    assert kept_bytes(cache) == activation_bytes(network, 2)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 from scipy.special import softmax
 
-from tinyres.pictures import count_confusion, draw_confusion, draw_images, draw_mistakes, find_mistakes
+from tinyres.training.pictures import count_confusion, draw_confusion, draw_images, draw_mistakes, find_mistakes
 
 
 def pixels(picture: bytes) -> np.ndarray:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tinyres.randomness import Purpose, integers, normal, permutation, uniform, words
+from tinyres.data.draws import integers, permutation
+from tinyres.randomness import Purpose, normal, uniform, words
 
 COUNTERS = np.arange(4096, dtype=np.uint64)
 

@@ -6,9 +6,9 @@ import struct
 
 import pytest
 
-from tinyres.config import Config
 from tinyres.recipes import TORCH_PORT
-from tinyres.report import COLOURS, MARKERS, describe, draw_curves
+from tinyres.training.config import Config
+from tinyres.training.report import COLOURS, MARKERS, describe, draw_curves
 
 
 def rows(count: int, **columns) -> list[dict[str, float | None]]:

@@ -2,8 +2,7 @@
 
 import pytest
 
-from tinyres.recipes import PAPER, TORCH_PORT
-from tinyres.schedule import learning_rate
+from tinyres.recipes import PAPER, TORCH_PORT, learning_rate
 
 
 def changes(recipe, iterations):

@@ -3,18 +3,19 @@
 import numpy as np
 import pytest
 
-from tinyres.backends import get_backend
-from tinyres.chain import Pass
+from tinyres.backend import Job, get_backend
+from tinyres.chain import Pass, chain_forward
+from tinyres.data.batches import FromFunction
 from tinyres.init import initialise
-from tinyres.networks import build_network, forward
+from tinyres.networks import build_network
 from tinyres.optim import update
-from tinyres.recipes import PAPER, TORCH_PORT
-from tinyres.schedule import learning_rate
-from tinyres.step import dropout_masks, outcomes
+from tinyres.recipes import PAPER, TORCH_PORT, learning_rate
+from tinyres.step import dropout_masks
 
 NETWORK = build_network(8)
 
 
+@FromFunction
 def batches(t):
     rng = np.random.default_rng(t)
     return rng.standard_normal((8, 3, 8, 8)), rng.integers(0, 10, 8)
@@ -22,7 +23,7 @@ def batches(t):
 
 def make_step(state, backend="reference", network=NETWORK, recipe=PAPER, **options):
     options = {"iterations": 10, "dtype": np.float64} | options
-    return get_backend(backend).make_step(network, recipe, batches, state, **options)
+    return get_backend(backend).make_step(Job(network, recipe, batches, state, **options))
 
 
 @pytest.mark.parametrize("backend", ["reference", "numpy"])
@@ -57,7 +58,7 @@ def test_running_statistics_follow_group_zero_with_the_unbiased_variance():
     step = make_step(start, recipe=TORCH_PORT)  # two shares of 4 images
     step(0)
     images, _ = batches(0)
-    _, moments, _ = forward(Pass(get_backend("reference"), start, groups=2), NETWORK, images)
+    _, moments, _ = chain_forward(Pass(get_backend("reference"), start, groups=2), NETWORK.layers, images)
     name = "stage1.0.before.bn"
     mean, var, values = moments[name]
     assert values == 4 * 8 * 8
@@ -112,29 +113,8 @@ def test_a_masked_value_does_not_depend_on_the_size_of_the_mini_batch():
     assert all(np.array_equal(whole[name][:4], part[name]) for name in part)
 
 
-def test_a_gpu_is_kept_busy_and_its_state_is_looked_at_only_when_it_is_still():
-    class Ahead:
-        def __init__(self):
-            self.log = []
-
-        def launch(self, t):
-            self.log.append(f"launch {t}")
-
-        def result(self, t):
-            self.log.append(f"result {t}")
-            return float(t), t
-
-    step = Ahead()
-    found = list(outcomes(step, 3, 8, lambda t: t == 5))
-    assert found == [
-        (3, 3.0, 3, False),
-        (4, 4.0, 4, False),
-        (5, 5.0, 5, True),
-        (6, 6.0, 6, False),
-        (7, 7.0, 7, True),
-    ]
-    assert step.log == [
-        *("launch 3", "launch 4", "result 3", "launch 5", "result 4", "result 5"),
-        *("launch 6", "launch 7", "result 6", "result 7"),
-    ]
-    assert list(outcomes(lambda t: (t / 2, 0), 0, 2, lambda t: False)) == [(0, 0.0, 0, True), (1, 0.5, 0, True)]
+def test_outcomes_are_those_of_the_iterations_in_order():
+    start = initialise(NETWORK, PAPER, 0, dtype=np.float64)
+    one, other = make_step(start), make_step(start)
+    expected = [(t, *one(t), True) for t in range(2)]
+    assert list(other.outcomes(0, 2, lambda t: False)) == expected

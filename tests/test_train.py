@@ -15,11 +15,12 @@ import pytest
 
 from tests import toy_run
 from tests.toy_run import CONFIG, AheadToyStep, ToyStep, ending, toy_train
-from tinyres.checkpoint import checkpoint_path, checkpoint_paths, load_checkpoint
-from tinyres.config import Config
 from tinyres.errors import UserError
-from tinyres.run_folder import cut_table, owned, read_table
 from tinyres.system.files import append_row
+from tinyres.system.locks import owned
+from tinyres.training.checkpoint import checkpoint_path, checkpoint_paths, load_checkpoint
+from tinyres.training.config import Config
+from tinyres.training.run_folder import cut_table, read_table
 
 
 @pytest.fixture(params=[ToyStep, AheadToyStep])
@@ -103,15 +104,16 @@ def test_a_resumed_run_has_the_kernels_that_it_had(toys, tmp_path, capsys, monke
     given, chosen = [], {"a question": {"tile": 32}}
     make = toy_run.ToyStep.__init__
 
-    def choose(self, *arguments, kernels=None, **options):
-        make(self, *arguments, **options)
-        given.append(kernels)
-        self.kernels, self.tuning = kernels or chosen, "measured in no time"
+    def choose(self, backend, job):
+        make(self, backend, job)
+        given.append(job.kernels)
+        self.chosen, self.tuning = job.kernels or chosen, "measured in no time"
 
     monkeypatch.setattr(ToyStep, "__init__", choose)
+    monkeypatch.setattr(ToyStep, "kernels", property(lambda self: self.chosen))
     monkeypatch.setattr(ToyStep, "accidents", {4: "interrupt"})
     with pytest.raises(KeyboardInterrupt):
-        toy_run.tinyres.train.train(CONFIG, tmp_path, data=toy_run.toy_data())
+        toy_run.tinyres.training.train.train(CONFIG, tmp_path, data=toy_run.toy_data())
     monkeypatch.setattr(ToyStep, "accidents", {})
     chosen = {"a question": {"tile": 64}}
     toy_train(tmp_path, resume=True)
@@ -237,7 +239,7 @@ def test_a_checkpoint_of_another_run_is_refused(toys, tmp_path) -> None:
 
 
 def test_a_folder_in_use_is_refused_and_a_killed_owner_leaves_no_lock(toys, tmp_path) -> None:
-    hold = "import sys, time, pathlib; from tinyres.run_folder import owned\n"
+    hold = "import sys, time, pathlib; from tinyres.system.locks import owned\n"
     hold += "with owned(pathlib.Path(sys.argv[1])): print('mine', flush=True); time.sleep(60)"
     owner = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     with owner:

@@ -17,7 +17,7 @@ import pytest
 from tests.data.fake_cifar import write_binary
 from tests.tiny_demo import DEMO, TINY_CIFAR10, run_demo
 from tests.toy_run import ending
-from tinyres.checkpoint import checkpoint_paths
+from tinyres.training.checkpoint import checkpoint_paths
 
 SMALL = "--depth 8 --batch-size 8 --iterations 12 --eval-every 5 --checkpoint-every 2"
 

@@ -16,11 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-import tinyres.train
-from tinyres.backends import reference
-from tinyres.config import Config
+import tinyres.training.train
+from tinyres.backend import Job, Step
 from tinyres.data import Dataset
-from tinyres.evaluate import Evaluation
+from tinyres.step import reference
+from tinyres.training.config import Config
+from tinyres.training.evaluate import Evaluation
+from tinyres_gpu.ahead import StepAhead
 
 CONFIG = Config(
     dataset="toy",
@@ -34,15 +36,14 @@ CONFIG = Config(
 )
 
 
-class ToyStep:
+class ToyStep(Step):
     """Moves every array a little, differently in each iteration; `accidents` says what happens when."""
 
-    kind, why, replicas, kernels, tuning = "toy", "", 1, {}, ""
-
+    kind = "toy"
     accidents: dict = {}  # noqa: RUF012 (tests set it)
 
-    def __init__(self, backend, network, recipe, batches, state, **options):
-        self.arrays = {name: array.copy() for name, array in state.items()}
+    def __init__(self, backend, job: Job):
+        self.arrays = {name: array.copy() for name, array in job.state.items()}
 
     def __call__(self, t):
         accident = self.accidents.get(t)
@@ -60,32 +61,32 @@ class ToyStep:
     def state(self):
         return {name: array.copy() for name, array in self.arrays.items()}
 
-    def close(self):
-        pass
+    def load(self, state):
+        raise NotImplementedError
 
 
-class AheadToyStep(ToyStep):
+class AheadToyStep(StepAhead, ToyStep):
     """The same with a GPU's habits: an iteration is launched, and its outcome fetched later."""
 
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
+    def __init__(self, backend, job):
+        ToyStep.__init__(self, backend, job)
         self.under_way = {}
         self.ran_ahead = 0
 
     def launch(self, t):
         self.ran_ahead += len(self.under_way)
-        self.under_way[t] = self(t)
+        self.under_way[t] = ToyStep.__call__(self, t)
 
     def result(self, t):
         return self.under_way.pop(t)
 
     def infer(self, images):
         assert not self.under_way, "a look at the test set, with the state of another iteration"
-        return super().infer(images)
+        return ToyStep.infer(self, images)
 
     def state(self):
         assert not self.under_way, "a state was asked for that is about to change"
-        return super().state()
+        return ToyStep.state(self)
 
 
 def toy_data(images: int = 40) -> tuple[Dataset, Dataset]:
@@ -106,16 +107,16 @@ def toy_score(backend, infer, *_, **__) -> Evaluation:
 
 
 def put_toys_in(patch=setattr, step=ToyStep) -> None:
-    """Replace the slow parts of `tinyres.train`; `patch` may be a monkeypatch's setattr."""
-    patch(tinyres.train, "get_backend", lambda name, precision: replace(reference(), step=step))
-    patch(tinyres.train, "score", toy_score)
+    """Replace the slow parts of `tinyres.training.train`; `patch` may be a monkeypatch's setattr."""
+    patch(tinyres.training.train, "get_backend", lambda name, precision: replace(reference(), step=step))
+    patch(tinyres.training.train, "score", toy_score)
     for picture in ("draw_curves", "draw_confusion", "draw_mistakes"):
-        patch(tinyres.train, picture, lambda *_: b"a picture")
+        patch(tinyres.training.train, picture, lambda *_: b"a picture")
 
 
 def toy_train(out: Path, config: Config = CONFIG, **options):
     """Train the toy; `put_toys_in` comes first."""
-    return tinyres.train.train(config, out, quiet=True, data=toy_data(), **options)
+    return tinyres.training.train.train(config, out, quiet=True, data=toy_data(), **options)
 
 
 def ending(out: Path) -> dict[str, bytes]:

@@ -1,56 +1,33 @@
 """Layers in a row: the stem, the branch of a unit, its shortcut, what comes after the addition.
 
-A chain is a tuple of layers, plain data. Running it calls the backend's pairs, the fused ones where batch
-norm, ReLU and a convolution follow each other; its backward walks the same calls from the end.
+A chain is a tuple of layers, plain data. Each kind of layer says which pair of the backend computes it, which
+parameters the pair takes after the signal, and with which options. The forward pass runs one layer after the
+other; the backward pass walks them from the end. A residual unit (`tinyres.units`) is a layer as well, one that
+is made of chains, and so a whole network is one chain.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache as remember_result
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 from tinyres.array import Array
-from tinyres.contract import Backend
+from tinyres.backend import Backend
 
-
-@dataclass(frozen=True)
-class Conv:
-    """A k x k convolution without bias; `name` + ".weight" is its parameter."""
-
-    name: str
-    c_in: int
-    c_out: int
-    kernel: int
-    stride: int = 1
-
-
-@dataclass(frozen=True)
-class BatchNorm:
-    """Batch norm; `name` + ".weight" is gamma, `name` + ".bias" beta."""
-
-    name: str
-    channels: int
-
-
-@dataclass(frozen=True)
-class ReLU:
-    """The rectifier."""
-
-
-@dataclass(frozen=True)
-class Subsample:
-    """Option A: every `stride`-th pixel, zero channels appended."""
-
-    c_in: int
-    c_out: int
-    stride: int
-
-
-Layer: TypeAlias = Conv | BatchNorm | ReLU | Subsample
-Chain: TypeAlias = tuple[Layer, ...]
+Shapes: TypeAlias = dict[str, tuple[int, ...]]
 Gradients: TypeAlias = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What every layer of a forward pass needs besides the signal."""
+
+    backend: Backend  # whose pairs are called
+    params: Mapping[str, Array]  # the parameters by name; at test time the running statistics as well
+    groups: int = 1  # into how many batch norm splits the mini-batch
+    eps: float = 1e-5  # what batch norm adds to the variance
+    masks: Mapping[str, Array] = field(default_factory=dict)  # of dropout, by the name of the unit
 
 
 class Moments(NamedTuple):
@@ -61,49 +38,127 @@ class Moments(NamedTuple):
     values: int  # a group and channel
 
 
+class Layer:
+    """One layer as data: it says which pair computes it, on which parameters, with which options."""
+
+    name: str  # the parameters' names begin with it
+    pair: ClassVar[str]  # its name in the backend's table of layers
+
+    @property
+    def parameters(self) -> Shapes:
+        """The shapes of the parameters by name, in the order in which the pair takes them after the signal."""
+        return {}
+
+    def options(self, run: Pass) -> dict[str, Any]:
+        """Return the options of the pair's forward function."""
+        return {}
+
+    def forward(self, run: Pass, x: Array) -> tuple[Array, dict[str, Moments], Any]:
+        """Compute the output, in training; return it, the moments of batch norm by name, and the cache."""
+        values = x.size // (run.groups * x.shape[1])
+        arrays = (run.params[name] for name in self.parameters)
+        y, *mean_and_var, cache = run.backend.layers[self.pair].forward(x, *arrays, **self.options(run))
+        moments = {self.name: Moments(*mean_and_var, values)} if mean_and_var else {}  # type: ignore[call-arg]
+        return y, moments, cache
+
+    def backward(self, backend: Backend, dy: Array, cache: Any) -> tuple[Array, Gradients]:
+        """Compute the gradient at the input; return it, and the gradients by the name of the parameter."""
+        gradients = backend.layers[self.pair].backward(dy, cache)
+        dx, *d_parameters = gradients if self.parameters else (gradients,)
+        return dx, dict(zip(self.parameters, d_parameters, strict=True))
+
+    def inference(self, run: Pass, x: Array) -> Array:
+        """Compute the output at test time: for most layers the same as in training."""
+        return self.forward(run, x)[0]
+
+
 @dataclass(frozen=True)
-class Pass:
-    """What every layer of a forward pass needs besides the signal.
+class Conv(Layer):
+    """A k x k convolution without bias."""
 
-    Attributes
-    ----------
-    backend : Backend
-        Whose pairs are called.
-    params : mapping of str to array
-        The parameters by name; at test time the running statistics as well.
-    groups : int
-        Into how many groups batch norm splits the mini-batch.
-    eps : float
-        What batch norm adds to the variance.
-    masks : mapping of str to array
-        Dropout masks by the name of the unit.
-    """
+    name: str
+    c_in: int
+    c_out: int
+    kernel_size: int  # k
+    stride: int = 1
 
-    backend: Backend
-    params: Mapping[str, Array]
-    groups: int = 1
-    eps: float = 1e-5
-    masks: Mapping[str, Array] = field(default_factory=dict)
+    pair = "conv"
+
+    @property
+    def parameters(self) -> Shapes:
+        return {self.name + ".weight": (self.c_out, self.c_in, self.kernel_size, self.kernel_size)}
+
+    def options(self, run: Pass) -> dict[str, Any]:
+        return {"stride": self.stride}
 
 
-@remember_result
-def fused(chain: Chain) -> tuple[Chain, ...]:
-    """Split a chain into calls: BN-ReLU-conv and BN-ReLU go together, every other layer alone.
+@dataclass(frozen=True)
+class BatchNorm(Layer):
+    """Batch norm: by the moments of the mini-batch in training, by the running ones at test time."""
 
-    Examples
-    --------
-    >>> bn, conv = BatchNorm("bn1", 16), Conv("conv1", 16, 16, 3)
-    >>> [len(call) for call in fused((bn, ReLU(), conv, bn, ReLU(), ReLU()))]
-    [3, 2, 1]
-    """
-    calls: list[Chain] = []
-    for layer in chain:
-        match calls[-1] if calls else (), layer:
-            case ((BatchNorm(),), ReLU()) | ((BatchNorm(), ReLU()), Conv()):
-                calls[-1] = (*calls[-1], layer)
-            case _:
-                calls.append((layer,))
-    return tuple(calls)
+    name: str
+    channels: int
+
+    pair = "bn"
+
+    @property
+    def parameters(self) -> Shapes:
+        return {self.name + ".weight": (self.channels,), self.name + ".bias": (self.channels,)}  # gamma, beta
+
+    def options(self, run: Pass) -> dict[str, Any]:
+        return {"groups": run.groups, "eps": run.eps}
+
+    def inference(self, run: Pass, x: Array) -> Array:
+        statistics = self.name + ".running_mean", self.name + ".running_var"
+        arrays = (run.params[name] for name in (*self.parameters, *statistics))
+        y: Array = run.backend.layers["bn_inference"].forward(x, *arrays, eps=run.eps)[0]
+        return y
+
+
+@dataclass(frozen=True)
+class ReLU(Layer):
+    """The rectifier."""
+
+    pair = "relu"
+
+
+@dataclass(frozen=True)
+class Subsample(Layer):
+    """Option A: every `stride`-th pixel, zero channels appended."""
+
+    c_in: int
+    c_out: int
+    stride: int
+
+    pair = "subsample"
+
+    def options(self, run: Pass) -> dict[str, Any]:
+        return {"channels": self.c_out, "stride": self.stride}
+
+
+@dataclass(frozen=True)
+class GlobalAveragePool(Layer):
+    """The mean of each channel over its pixels: (N, C, H, W) becomes (N, C)."""
+
+    pair = "global_average_pool"
+
+
+@dataclass(frozen=True)
+class Linear(Layer):
+    """The fully connected layer, with bias."""
+
+    name: str
+    c_in: int
+    c_out: int
+
+    pair = "linear"
+
+    @property
+    def parameters(self) -> Shapes:
+        return {self.name + ".weight": (self.c_out, self.c_in), self.name + ".bias": (self.c_out,)}
+
+
+Chain: TypeAlias = tuple[Layer, ...]
 
 
 def chain_forward(run: Pass, chain: Chain, x: Array) -> tuple[Array, dict[str, Moments], list[Any]]:
@@ -121,33 +176,13 @@ def chain_forward(run: Pass, chain: Chain, x: Array) -> tuple[Array, dict[str, M
     moments : dict of str to Moments
         By the name of the batch norm layer.
     caches : list
-        One for each call of `fused(chain)`, for `chain_backward`.
+        One for each layer of `Backend.rewrite(chain)`, for `chain_backward`.
     """
-    backend, params = run.backend, run.params
-    bn_options = {"groups": run.groups, "eps": run.eps}
     moments: dict[str, Moments] = {}
-    caches: list[Any] = []
-    for call in fused(chain):
-        match call:
-            case (BatchNorm() as bn, *rest):
-                values = x.size // (run.groups * bn.channels)
-                arrays = [x, params[bn.name + ".weight"], params[bn.name + ".bias"]]
-                match rest:
-                    case [ReLU(), Conv() as conv]:
-                        x, mean, var, cache = backend.bn_relu_conv.forward(
-                            *arrays, params[conv.name + ".weight"], stride=conv.stride, **bn_options
-                        )
-                    case [ReLU()]:
-                        x, mean, var, cache = backend.bn_relu.forward(*arrays, **bn_options)
-                    case _:
-                        x, mean, var, cache = backend.bn.forward(*arrays, **bn_options)
-                moments[bn.name] = Moments(mean, var, values)
-            case (Conv() as conv,):
-                x, cache = backend.conv.forward(x, params[conv.name + ".weight"], stride=conv.stride)
-            case (ReLU(),):
-                x, cache = backend.relu.forward(x)
-            case (Subsample() as option_a,):
-                x, cache = backend.subsample.forward(x, channels=option_a.c_out, stride=option_a.stride)
+    caches = []
+    for layer in run.backend.rewrite(chain):
+        x, layer_moments, cache = layer.forward(run, x)
+        moments |= layer_moments
         caches.append(cache)
     return x, moments, caches
 
@@ -171,41 +206,19 @@ def chain_backward(backend: Backend, chain: Chain, dy: Array, caches: list[Any])
         By the name of the parameter.
     """
     gradients: Gradients = {}
-    for call, cache in zip(reversed(fused(chain)), reversed(caches), strict=True):
-        match call:
-            case (BatchNorm() as bn, ReLU(), Conv() as conv):
-                dy, dgamma, dbeta, dw, _ = backend.bn_relu_conv.backward(dy, cache)
-                gradients |= {
-                    conv.name + ".weight": dw,
-                    bn.name + ".weight": dgamma,
-                    bn.name + ".bias": dbeta,
-                }
-            case (BatchNorm() as bn, *rest):
-                pair = backend.bn_relu if rest else backend.bn
-                dy, dgamma, dbeta = pair.backward(dy, cache)
-                gradients |= {bn.name + ".weight": dgamma, bn.name + ".bias": dbeta}
-            case (Conv() as conv,):
-                dy, gradients[conv.name + ".weight"], _ = backend.conv.backward(dy, cache)
-            case (ReLU(),):
-                dy = backend.relu.backward(dy, cache)
-            case (Subsample(),):
-                dy = backend.subsample.backward(dy, cache)
+    for layer, cache in zip(reversed(backend.rewrite(chain)), reversed(caches), strict=True):
+        dy, layer_gradients = layer.backward(backend, dy, cache)
+        gradients |= layer_gradients
     return dy, gradients
 
 
 def chain_inference(run: Pass, chain: Chain, x: Array) -> Array:
     """Send x through a chain at test time, batch norm using the running statistics in ``run.params``."""
-    backend, params = run.backend, run.params
     for layer in chain:
-        match layer:
-            case BatchNorm(name=name):
-                names = (".weight", ".bias", ".running_mean", ".running_var")
-                arrays = (params[name + suffix] for suffix in names)
-                x, _ = backend.bn_inference.forward(x, *arrays, eps=run.eps)
-            case Conv(name=name, stride=stride):
-                x, _ = backend.conv.forward(x, params[name + ".weight"], stride=stride)
-            case ReLU():
-                x, _ = backend.relu.forward(x)
-            case Subsample(c_out=c_out, stride=stride):
-                x, _ = backend.subsample.forward(x, channels=c_out, stride=stride)
+        x = layer.inference(run, x)
     return x
+
+
+def chain_parameters(*chains: Chain) -> Shapes:
+    """Return the shape of each parameter of some chains, by name, in order."""
+    return {name: shape for chain in chains for layer in chain for name, shape in layer.parameters.items()}

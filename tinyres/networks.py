@@ -7,40 +7,28 @@ units, the first convolution, and the linear layer.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from math import prod
 
 from tinyres.array import Array
+from tinyres.backend import Backend
 from tinyres.chain import (
     BatchNorm,
     Chain,
     Conv,
-    Gradients,
-    Layer,
-    Moments,
+    GlobalAveragePool,
+    Linear,
     Pass,
     ReLU,
-    chain_backward,
-    chain_forward,
+    Shapes,
     chain_inference,
-    fused,
+    chain_parameters,
 )
-from tinyres.contract import Backend
 from tinyres.errors import UserError
-from tinyres.merges import FIGURE_2
-from tinyres.units import (
-    FIGURE_4,
-    ResidualUnit,
-    UnitCache,
-    build_unit,
-    gate_names,
-    unit_backward,
-    unit_forward,
-    unit_inference,
-)
+from tinyres.shortcuts import FIGURE_2
+from tinyres.units import FIGURE_4, ResidualUnit, build_unit
 
 IMAGE_SIZE = 32
 WIDTHS = (16, 32, 64)  # of the 3x3 convolutions in the three stages
@@ -52,30 +40,18 @@ STRIDES_ON = ("first-1x1", "3x3")
 
 @dataclass(frozen=True)
 class Network:
-    """A network as data: chains of layers and units, no numbers learned.
-
-    Attributes
-    ----------
-    depth, classes : int
-    block, unit, shortcut, option : str
-        As resolved, never ``auto``.
-    stem, last : Chain
-        What comes before the first unit and after the last.
-    stages : tuple of tuples of ResidualUnit
-    channels : int
-        What the linear layer sees.
-    """
+    """A network as data: chains of layers and units, no numbers learned."""
 
     depth: int
-    block: str
+    block: str  # this and the next three as resolved, never "auto"
     unit: str
     shortcut: str
     option: str
     classes: int
-    stem: Chain
+    stem: Chain  # what comes before the first unit
     stages: tuple[tuple[ResidualUnit, ...], ...]
-    last: Chain
-    channels: int
+    last: Chain  # what comes after the last unit
+    channels: int  # what the linear layer sees
 
     @property
     def units(self) -> tuple[ResidualUnit, ...]:
@@ -83,171 +59,32 @@ class Network:
         return tuple(unit for stage in self.stages for unit in stage)
 
     @cached_property
-    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+    def layers(self) -> Chain:
+        """All layers in order: the network as one chain."""
+        head = GlobalAveragePool(), Linear("fc", self.channels, self.classes)
+        return (*self.stem, *self.units, *self.last, *head)
+
+    @cached_property
+    def parameter_shapes(self) -> Shapes:
         """The shape of each parameter, by name, in the order of the forward pass."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        for row in self.rows():
-            shapes |= row.parameters
-        return shapes
+        return chain_parameters(self.layers)
 
     @property
     def batch_norms(self) -> dict[str, int]:
-        """The number of channels of each batch norm layer, by its name."""
-        return {row.name: row.channels for row in self.rows() if row.kind == "bn"}
+        """The number of channels of each batch norm layer, by its name: gamma alone is a weight of one axis."""
+        gammas = {name: shape for name, shape in self.parameter_shapes.items() if len(shape) == 1}
+        return {name[: -len(".weight")]: c for name, (c,) in gammas.items() if name.endswith(".weight")}
 
     @property
     def parameter_count(self) -> int:
         """The number of learned numbers; running statistics are not learned."""
-        return sum(row.parameter_count for row in self.rows())
-
-    @property
-    def multiply_adds(self) -> int:
-        """Multiply-adds of the forward pass of one image, in convolutions and the linear layer."""
-        return sum(row.multiply_adds for row in self.rows())
-
-    @property
-    def largest_signal(self) -> int:
-        """How many numbers the largest output of a layer has, of one image."""
-        return max(row.channels * row.size**2 for row in self.rows())
-
-    def activation_bytes(self, batch_size: int, itemsize: int = 4) -> int:
-        """Bytes that training keeps of a mini-batch between the forward and the backward pass.
-
-        Counts the distinct big tensors that the recomputing pairs keep; what a layer needs while it runs and
-        what is a few numbers a channel comes on top.
-
-        Parameters
-        ----------
-        batch_size : int
-            Images in the mini-batch.
-        itemsize : int
-            Bytes of a number; a ReLU's mask always takes one.
-        """
-        kept = sum(row.kept * itemsize + row.kept_masks for row in self.rows())
-        return batch_size * kept
-
-    def rows(self) -> Iterator[Row]:
-        """Yield the layers in order, each with what it costs; `python -m tinyres describe` prints them."""
-        channels, size = 3, IMAGE_SIZE
-        for row in _chain_rows(self.stem, channels, size):
-            yield row
-            channels, size = row.channels, row.size
-        for unit in self.units:
-            for row in _unit_rows(unit, channels, size):
-                yield row._replace(unit=unit.name)
-            channels, size = row.channels, row.size
-        yield from _chain_rows(self.last, channels, size)
-        yield Row("pool", "pool", self.channels, 1)
-        parameters = {"fc.weight": (self.classes, self.channels), "fc.bias": (self.classes,)}
-        yield Row("fc", "linear", self.classes, 1, parameters, self.classes * self.channels, self.channels)
+        return sum(prod(shape) for shape in self.parameter_shapes.values())
 
 
-class Row(NamedTuple):
-    """One layer and what it costs for one image."""
-
-    name: str
-    kind: str
-    channels: int  # of the output
-    size: int  # pixels along a side of the output
-    parameters: Mapping[str, tuple[int, ...]] = {}  # name -> shape
-    multiply_adds: int = 0
-    kept: int = 0  # numbers kept for the backward pass
-    kept_masks: int = 0  # bytes of masks kept
-    unit: str = ""  # the residual unit it belongs to
-
-    @property
-    def parameter_count(self) -> int:
-        """Learned numbers of the layer."""
-        return sum(math.prod(shape) for shape in self.parameters.values())
-
-
-class NetworkCache(NamedTuple):
-    """What the backward pass of a network reads."""
-
-    stem: list[Any]
-    units: list[UnitCache]
-    last: list[Any]
-    pool: Any
-    fc: Any
-
-
-def forward(run: Pass, network: Network, x: Array) -> tuple[Array, dict[str, Moments], NetworkCache]:
-    """Compute the logits of a mini-batch, in training.
-
-    Parameters
-    ----------
-    run : Pass
-        Backend, parameters, groups, eps, dropout masks.
-    network : Network
-    x : array, (N, 3, 32, 32)
-        Normalised images, in the parameters' dtype.
-
-    Returns
-    -------
-    logits : array, (N, classes)
-    moments : dict of str to Moments
-        The batch statistics by the name of the batch norm layer.
-    cache : NetworkCache
-        For `backward`.
-    """
-    x, moments, stem = chain_forward(run, network.stem, x)
-    units = []
-    for unit in network.units:
-        x, unit_moments, unit_cache = unit_forward(run, unit, x)
-        moments |= unit_moments
-        units.append(unit_cache)
-    x, last_moments, last = chain_forward(run, network.last, x)
-    pooled, pool = run.backend.global_average_pool.forward(x)
-    logits, fc = run.backend.linear.forward(pooled, run.params["fc.weight"], run.params["fc.bias"])
-    return logits, moments | last_moments, NetworkCache(stem, units, last, pool, fc)
-
-
-def backward(
-    backend: Backend, network: Network, dlogits: Array, cache: NetworkCache
-) -> tuple[Array, Gradients]:
-    """Compute every gradient of a mini-batch.
-
-    Parameters
-    ----------
-    backend : Backend
-        The one that ran the forward pass.
-    network : Network
-    dlogits : array, (N, classes)
-    cache : NetworkCache
-        From `forward`.
-
-    Returns
-    -------
-    dx : array, (N, 3, 32, 32)
-        The gradient at the images.
-    gradients : dict of str to array
-        By parameter, with the parameters' shapes.
-    """
-    dpooled, dw, db = backend.linear.backward(dlogits, cache.fc)
-    gradients: Gradients = {"fc.weight": dw, "fc.bias": db}
-    dx = backend.global_average_pool.backward(dpooled, cache.pool)
-    dx, gradients_last = chain_backward(backend, network.last, dx, cache.last)
-    gradients |= gradients_last
-    for unit, unit_cache in zip(reversed(network.units), reversed(cache.units), strict=True):
-        dx, unit_gradients = unit_backward(backend, unit, dx, unit_cache)
-        gradients |= unit_gradients
-    dx, gradients_stem = chain_backward(backend, network.stem, dx, cache.stem)
-    return dx, gradients | gradients_stem
-
-
-def inference(run: Pass, network: Network, x: Array) -> Array:
-    """Compute the logits (N, classes) of images at test time, from the running statistics in ``run.params``."""
-    x = chain_inference(run, network.stem, x)
-    for unit in network.units:
-        x = unit_inference(run, unit, x)
-    x = chain_inference(run, network.last, x)
-    pooled, _ = run.backend.global_average_pool.forward(x)
-    logits: Array = run.backend.linear.forward(pooled, run.params["fc.weight"], run.params["fc.bias"])[0]
-    return logits
-
-
-class Inference:
-    """A network at test time, composed of the backend's pairs: running statistics, no dropout.
+def make_inference(
+    backend: Backend, network: Network, state: Mapping[str, Array], *, eps: float = 1e-5
+) -> Callable[[Array], Array]:
+    """Return a network at test time, composed of the backend's pairs: running statistics, no dropout.
 
     Parameters
     ----------
@@ -257,17 +94,14 @@ class Inference:
         Parameters and running statistics: of NumPy, or of the backend.
     eps : float
         What batch norm adds to the variance.
+
+    Returns
+    -------
+    callable
+        It turns normalised images (N, 3, H, W) into logits (N, classes), both of the backend's library.
     """
-
-    def __init__(
-        self, backend: Backend, network: Network, state: Mapping[str, Array], *, eps: float = 1e-5
-    ) -> None:
-        self.network = network
-        self.run = Pass(backend, {name: backend.xp.asarray(array) for name, array in state.items()}, eps=eps)
-
-    def __call__(self, images: Array) -> Array:
-        """Return the logits (N, classes) of normalised images (N, 3, H, W), both of the backend's library."""
-        return inference(self.run, self.network, images)
+    run = Pass(backend, {name: backend.xp.asarray(array) for name, array in state.items()}, eps=eps)
+    return lambda images: chain_inference(run, network.layers, images)
 
 
 def build_network(
@@ -296,7 +130,7 @@ def build_network(
     unit : str
         A name of `tinyres.units.FIGURE_4`.
     shortcut : str
-        A name of `tinyres.merges.FIGURE_2`.
+        A name of `tinyres.shortcuts.FIGURE_2`.
     option : {"auto", "A", "B", "C"}
         The shortcut where dimensions change: A subsamples and appends zero channels, B projects by a 1x1
         convolution, C projects in every unit. auto: B for bottlenecks, A otherwise, C for the conv shortcut.
@@ -390,79 +224,22 @@ def _resolve_depth(depth: int, block: str) -> tuple[str, int]:
     """Return the block and the number of units a stage, or say which depths there are."""
     _one_of("block", block, ("auto", *LAYERS_PER_UNIT))
     layers = depth - 2
+    per_n = {
+        name: 3 * LAYERS_PER_UNIT[name] for name in (("basic", "bottleneck") if block == "auto" else (block,))
+    }
     if block == "auto":
         block = "bottleneck" if layers % 9 == 0 and (depth >= 164 or layers % 6) else "basic"
-        formulas = {"basic": 6, "bottleneck": 9}
-    else:
-        formulas = {block: 3 * LAYERS_PER_UNIT[block]}
-    step = 3 * LAYERS_PER_UNIT[block]
-    if layers < step or layers % step:
-        shapes = " or ".join(f"{per_n}n + 2 ({name} units)" for name, per_n in formulas.items())
-        near = sorted(
-            {
-                n * per_n + 2
-                for per_n in formulas.values()
-                for n in (layers // per_n, layers // per_n + 1)
-                if n > 0
-            }
-            or {per_n + 2 for per_n in formulas.values()},
-            key=lambda d: abs(d - depth),
-        )[:2]
+    if layers <= 0 or layers % per_n[block]:
+        valid = (d for d in range(3, max(depth, 2) + 19) if any((d - 2) % step == 0 for step in per_n.values()))
+        nearest = sorted(sorted(valid, key=lambda d: abs(d - depth))[:2])
         raise UserError(
-            f"no network has depth {depth}: depths are {shapes}, n at least 1; "
-            f"the nearest are {' and '.join(map(str, sorted(near)))}."
+            f"no network has depth {depth}: depths are "
+            f"{' or '.join(f'{step}n + 2 ({name} units)' for name, step in per_n.items())}, n at least 1; "
+            f"the nearest are {' and '.join(map(str, nearest))}."
         )
-    return block, layers // step
+    return block, layers // per_n[block]
 
 
-def _one_of(what: str, name: str, names: Any) -> None:
+def _one_of(what: str, name: str, names: Iterable[str]) -> None:
     if name not in names:
         raise UserError(f"there is no {what} {name!r}: choose one of {', '.join(names)}.")
-
-
-def _unit_rows(unit: ResidualUnit, channels: int, size: int) -> Iterator[Row]:
-    """Yield the rows of a unit; the last one has the unit's output."""
-    yield from _chain_rows(unit.before, channels, size)
-    shortcut = list(_chain_rows(unit.shortcut, channels, size))
-    branch = list(_chain_rows(unit.branch, channels, size))
-    if shortcut and shortcut[0].kept and branch[0].kept:
-        shortcut[0] = shortcut[0]._replace(kept=0)  # the very tensor that the branch keeps
-    yield from shortcut
-    yield from branch
-    out_channels, out_size = branch[-1].channels, branch[-1].size
-    numbers = out_channels * out_size**2
-    if unit.merge.gated:
-        weight, bias = gate_names(unit)
-        parameters = {weight: (out_channels, out_channels, 1, 1), bias: (out_channels,)}
-        keeps_s = unit.shortcut or not branch[0].kept  # else s is what the branch keeps already
-        tensors = 1 + bool(keeps_s) + (unit.merge.pair == "exclusive-gating")  # g, s, F
-        cost = numbers * out_channels
-        yield Row(unit.name + ".gate", "gate", out_channels, out_size, parameters, cost, tensors * numbers)
-    yield Row(unit.name, "merge", out_channels, out_size, kept_masks=numbers if unit.merge.masked else 0)
-    yield from _chain_rows(unit.after, out_channels, out_size)
-
-
-def _chain_rows(chain: Chain, channels: int, size: int) -> Iterator[Row]:
-    for call in fused(chain):
-        numbers = channels * size * size
-        for position, layer in enumerate(call):
-            kept = numbers if position == 0 and not isinstance(layer, ReLU) else 0
-            row = _layer_row(layer, channels, size, kept)
-            if isinstance(layer, ReLU) and len(call) < 3:
-                row = row._replace(kept_masks=numbers)
-            channels, size = row.channels, row.size
-            yield row
-
-
-def _layer_row(layer: Layer, channels: int, size: int, kept: int) -> Row:
-    match layer:
-        case Conv(name=name, c_in=c_in, c_out=c_out, kernel=k, stride=stride):
-            size = (size - 1) // stride + 1
-            cost = c_in * c_out * k * k * size * size
-            return Row(name, "conv", c_out, size, {name + ".weight": (c_out, c_in, k, k)}, cost, kept)
-        case BatchNorm(name=name, channels=c):
-            return Row(name, "bn", c, size, {name + ".weight": (c,), name + ".bias": (c,)}, 0, kept)
-        case ReLU():
-            return Row("", "relu", channels, size)
-        case _:
-            return Row("", "option A", layer.c_out, (size - 1) // layer.stride + 1)

@@ -83,18 +83,6 @@ def uniform(bits: Array) -> Array:
     return result
 
 
-def integers(bits: Array, bound: int) -> Array:
-    """Turn words into int64 numbers in [0, bound), for bounds far below 2^53.
-
-    Examples
-    --------
-    >>> integers(np.array([0, 1 << 63], np.uint64), 9)
-    array([0, 4])
-    """
-    result: Array = (uniform(bits) * bound).astype("int64")
-    return result
-
-
 def normal(count: int, seed: int, purpose: Purpose, *, unit: int = 0) -> Array:
     """Draw `count` standard normal numbers, float64, by the transform of Box and Muller.
 
@@ -108,18 +96,6 @@ def normal(count: int, seed: int, purpose: Purpose, *, unit: int = 0) -> Array:
     radius = np.sqrt(-2.0 * np.log1p(-pairs[::2]))
     result: Array = radius * np.cos(2.0 * np.pi * pairs[1::2])
     return result
-
-
-def permutation(n: int, seed: int, purpose: Purpose, *, iteration: int = 0) -> Array:
-    """Draw a random order of 0 .. n-1, int64: the order that sorts n random words.
-
-    Examples
-    --------
-    >>> sorted(permutation(4, seed=0, purpose=Purpose.ORDER).tolist())
-    [0, 1, 2, 3]
-    """
-    bits = words(np.arange(n, dtype=np.uint64), seed, purpose, iteration=iteration)
-    return np.argsort(bits, kind="stable")
 
 
 def _mix_integer(state: int) -> int:

@@ -1,4 +1,4 @@
-"""How a network is trained: every choice of the paper, of its Torch port, and of ours, by name.
+"""How a network is trained: every choice of the paper, of its Torch port, and of ours, by name; the schedule.
 
 Two recipes ship, because the authors published two. ``paper`` is the text of arXiv:1603.05027 with what it
 leaves open chosen by us; ``torch-port`` is the authors' later code, resnet-1k-layers. A field marked (*) in
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
-
-from tinyres.errors import UserError
 
 PAPER_ITERATIONS = 64_000
 
@@ -82,14 +80,32 @@ TORCH_PORT = Recipe(
 RECIPES = {recipe.name: recipe for recipe in (PAPER, TORCH_PORT)}
 
 
-def get_recipe(name: str) -> Recipe:
-    """Return a recipe by its name.
+def learning_rate(recipe: Recipe, t: int, iterations: int) -> float:
+    """Return the learning rate of iteration t, counted from 0.
 
-    Raises
-    ------
-    UserError
-        If no recipe has this name.
+    Boundaries and warm-up are given for a run of 64,000 iterations and scale with the run's length; a recipe
+    with a warm-up keeps at least one iteration of it.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        Gives the initial rate, the drops and the warm-up.
+    t : int
+        The iteration, 0 <= t < iterations.
+    iterations : int
+        The length of the whole run.
+
+    Returns
+    -------
+    float
+        The rate that iteration t uses.
+
+    Examples
+    --------
+    >>> [round(learning_rate(PAPER, t, 64_000), 6) for t in (0, 399, 400, 32_000, 48_000)]
+    [0.01, 0.01, 0.1, 0.01, 0.001]
     """
-    if name not in RECIPES:
-        raise UserError(f"there is no recipe {name!r}: choose one of {', '.join(RECIPES)}.")
-    return RECIPES[name]
+    if recipe.warm_up and t < max(1, recipe.warm_up * iterations // PAPER_ITERATIONS):
+        return recipe.learning_rate / 10
+    passed = sum(t * PAPER_ITERATIONS >= drop * iterations for drop in recipe.drops)
+    return recipe.learning_rate / 10.0**passed

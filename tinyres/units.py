@@ -8,11 +8,11 @@ rule: what stands before the first, between two, and after the last weight layer
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tinyres.array import Array
+from tinyres.backend import Backend
 from tinyres.chain import (
     BatchNorm,
     Chain,
@@ -22,13 +22,14 @@ from tinyres.chain import (
     Moments,
     Pass,
     ReLU,
+    Shapes,
     Subsample,
     chain_backward,
     chain_forward,
     chain_inference,
+    chain_parameters,
 )
-from tinyres.contract import Backend
-from tinyres.merges import Merge
+from tinyres.shortcuts import Merge
 
 
 class UnitKind(NamedTuple):
@@ -56,44 +57,6 @@ FIGURE_4 = {
 }
 
 
-@dataclass(frozen=True)
-class ResidualUnit:
-    """One residual unit, as data.
-
-    Attributes
-    ----------
-    name : str
-        For example ``stage1.0``; the parameters' names begin with it.
-    before : Chain
-        An activation that shortcut and branch share, where there is one.
-    shortcut : Chain
-        h: nothing (identity), or option A, B or C.
-    branch : Chain
-        F.
-    after : Chain
-        f: what follows the addition.
-    merge : Merge
-        How the two meet (Fig. 2).
-    channels : int
-        Of the unit's output.
-    shortcut_scale, residual_scale : float
-        lambda and mu of a scaled merge.
-    dropout_rate : float
-        Of a masked merge.
-    """
-
-    name: str
-    before: Chain
-    shortcut: Chain
-    branch: Chain
-    after: Chain
-    merge: Merge
-    channels: int
-    shortcut_scale: float = 1.0
-    residual_scale: float = 1.0
-    dropout_rate: float = 0.5
-
-
 class UnitSignals(NamedTuple):
     """Every signal inside a unit."""
 
@@ -114,101 +77,94 @@ class UnitCache(NamedTuple):
     after: list[Any]
 
 
-def unit_forward(run: Pass, unit: ResidualUnit, x: Array) -> tuple[Array, dict[str, Moments], UnitCache]:
-    """Compute x_{l+1} from x_l, in training.
+@dataclass(frozen=True)
+class ResidualUnit(Layer):
+    """One residual unit, as data: a layer that is made of chains."""
 
-    Parameters
-    ----------
-    run : Pass
-    unit : ResidualUnit
-    x : array, (N, C, H, W)
-        x_l.
+    name: str  # for example "stage1.0"
+    before: Chain  # an activation that shortcut and branch share, where there is one
+    shortcut: Chain  # h: nothing (identity), or option A, B or C
+    branch: Chain  # F
+    after: Chain  # f: what follows the addition
+    merge: Merge  # how the two meet (Fig. 2)
+    channels: int  # of the output
+    shortcut_scale: float = 1.0  # lambda of a scaled merge
+    residual_scale: float = 1.0  # mu of a scaled merge
+    dropout_rate: float = 0.5  # of a masked merge
 
-    Returns
-    -------
-    x_next : array, (N, C', H', W')
-        x_{l+1} = f(h(x_l) + F(x_l)), with the addition replaced by the unit's merge.
-    moments : dict of str to Moments
-    cache : UnitCache
-    """
-    signals, moments, cache = unit_signals(run, unit, x)
-    return signals.x_next, moments, cache
+    @property
+    def gate(self) -> Shapes:
+        """The shapes of W_g and b_g by name; empty where the unit has no gate."""
+        if not self.merge.gated:
+            return {}
+        c = self.channels
+        return {self.name + ".gate.weight": (c, c, 1, 1), self.name + ".gate.bias": (c,)}
 
+    @property
+    def parameters(self) -> Shapes:
+        return (
+            chain_parameters(self.before, self.shortcut, self.branch) | self.gate | chain_parameters(self.after)
+        )
 
-def unit_signals(run: Pass, unit: ResidualUnit, x: Array) -> tuple[UnitSignals, dict[str, Moments], UnitCache]:
-    """Compute what `unit_forward` does, and show the signals inside."""
-    a, moments_before, before = chain_forward(run, unit.before, x)
-    s, moments_shortcut, shortcut = chain_forward(run, unit.shortcut, a)  # h(x_l)
-    f, moments_branch, branch = chain_forward(run, unit.branch, a)  # F(x_l, W_l)
-    y, merge = merge_forward(run, unit, s, f)  # Eq. (1)
-    x_next, moments_after, after = chain_forward(run, unit.after, y)  # Eq. (2)
-    moments = moments_before | moments_shortcut | moments_branch | moments_after
-    return UnitSignals(a, s, f, y, x_next), moments, UnitCache(before, shortcut, branch, merge, after)
+    def signals(self, run: Pass, x: Array) -> tuple[UnitSignals, dict[str, Moments], UnitCache]:
+        """Compute x_{l+1} from x_l, in training, and show the signals inside.
 
+        Parameters
+        ----------
+        run : Pass
+        x : array, (N, C, H, W)
+            x_l.
 
-def merge_forward(run: Pass, unit: ResidualUnit, s: Array, f: Array) -> tuple[Array, Any]:
-    """Let a shortcut signal and a residual, (N, C', H', W'), meet as the unit does; return y and the cache."""
-    pair = run.backend.merges[unit.merge.pair]
-    y, cache = pair.forward(s, f, *_merge_arrays(run, unit), **_merge_numbers(unit))
-    return y, cache
+        Returns
+        -------
+        signals : UnitSignals
+            Among them x_{l+1} = f(h(x_l) + F(x_l)), with the addition replaced by the unit's merge.
+        moments : dict of str to Moments
+        cache : UnitCache
+        """
+        a, moments_before, before = chain_forward(run, self.before, x)
+        s, moments_shortcut, shortcut = chain_forward(run, self.shortcut, a)  # h(x_l)
+        f, moments_branch, branch = chain_forward(run, self.branch, a)  # F(x_l, W_l)
+        y, merge = self.merge_paths(run, s, f)  # Eq. (1)
+        x_next, moments_after, after = chain_forward(run, self.after, y)  # Eq. (2)
+        moments = moments_before | moments_shortcut | moments_branch | moments_after
+        return UnitSignals(a, s, f, y, x_next), moments, UnitCache(before, shortcut, branch, merge, after)
 
+    def forward(self, run: Pass, x: Array) -> tuple[Array, dict[str, Moments], UnitCache]:
+        """Compute x_{l+1} from x_l, in training."""
+        signals, moments, cache = self.signals(run, x)
+        return signals.x_next, moments, cache
 
-def unit_backward(
-    backend: Backend, unit: ResidualUnit, dx_next: Array, cache: UnitCache
-) -> tuple[Array, Gradients]:
-    """Compute the gradient at x_l from the gradient at x_{l+1}.
+    def merge_paths(self, run: Pass, s: Array, f: Array) -> tuple[Array, Any]:
+        """Let a shortcut signal and a residual, (N, C', H', W'), meet; return y and the cache."""
+        arrays = [run.masks[self.name]] if self.merge.masked else [run.params[name] for name in self.gate]
+        numbers = {"shortcut_scale": self.shortcut_scale, "residual_scale": self.residual_scale}
+        pair = run.backend.merges[self.merge.pair]
+        y, cache = pair.forward(s, f, *arrays, **numbers if self.merge.scaled else {})
+        return y, cache
 
-    Parameters
-    ----------
-    backend : Backend
-        The one that ran the forward pass.
-    unit : ResidualUnit
-    dx_next : array, (N, C', H', W')
-    cache : UnitCache
+    def backward(self, backend: Backend, dy: Array, cache: UnitCache) -> tuple[Array, Gradients]:
+        """Compute the gradient at x_l from dy, the gradient at x_{l+1}; return it and the parameters'."""
+        dy, gradients_after = chain_backward(backend, self.after, dy, cache.after)
+        ds, df, *d_gate = backend.merges[self.merge.pair].backward(dy, cache.merge)
+        through_shortcut, gradients_shortcut = chain_backward(backend, self.shortcut, ds, cache.shortcut)
+        through_branch, gradients_branch = chain_backward(backend, self.branch, df, cache.branch)
+        dx = through_shortcut + through_branch  # Eq. (5): "1 +" is the shortcut's share
+        dx, gradients_before = chain_backward(backend, self.before, dx, cache.before)
+        gradients_gate = dict(zip(self.gate, d_gate, strict=True))
+        return dx, gradients_after | gradients_gate | gradients_shortcut | gradients_branch | gradients_before
 
-    Returns
-    -------
-    dx : array, (N, C, H, W)
-    gradients : dict of str to array
-        Of the unit's parameters, by name.
-    """
-    dy, gradients_after = chain_backward(backend, unit.after, dx_next, cache.after)
-    ds, df, *d_gate = backend.merges[unit.merge.pair].backward(dy, cache.merge)
-    through_shortcut, gradients_shortcut = chain_backward(backend, unit.shortcut, ds, cache.shortcut)
-    through_branch, gradients_branch = chain_backward(backend, unit.branch, df, cache.branch)
-    dx = through_shortcut + through_branch  # Eq. (5): "1 +" is the shortcut's share
-    dx, gradients_before = chain_backward(backend, unit.before, dx, cache.before)
-    gradients_gate = dict(zip(gate_names(unit), d_gate, strict=True))
-    return dx, gradients_after | gradients_gate | gradients_shortcut | gradients_branch | gradients_before
-
-
-def unit_inference(run: Pass, unit: ResidualUnit, x: Array) -> Array:
-    """Compute x_{l+1} from x_l at test time."""
-    x = chain_inference(run, unit.before, x)
-    s = chain_inference(run, unit.shortcut, x)
-    f = chain_inference(run, unit.branch, x)
-    if unit.merge.masked:
-        y, _ = run.backend.dropout_inference.forward(s, f, rate=unit.dropout_rate)
-    else:
-        y, _ = merge_forward(run, unit, s, f)
-    return chain_inference(run, unit.after, y)
-
-
-def gate_names(unit: ResidualUnit) -> tuple[str, ...]:
-    """Return the names of W_g and b_g, or nothing where the unit has no gate."""
-    return (unit.name + ".gate.weight", unit.name + ".gate.bias") if unit.merge.gated else ()
-
-
-def _merge_arrays(run: Pass, unit: ResidualUnit) -> list[Array]:
-    if unit.merge.masked:
-        return [run.masks[unit.name]]
-    return [run.params[name] for name in gate_names(unit)]
-
-
-def _merge_numbers(unit: ResidualUnit) -> Mapping[str, float]:
-    if unit.merge.scaled:
-        return {"shortcut_scale": unit.shortcut_scale, "residual_scale": unit.residual_scale}
-    return {}
+    def inference(self, run: Pass, x: Array) -> Array:
+        """Compute x_{l+1} from x_l at test time."""
+        x = chain_inference(run, self.before, x)
+        s = chain_inference(run, self.shortcut, x)
+        f = chain_inference(run, self.branch, x)
+        if self.merge.masked:  # no mask: the shortcut's expectation, which is a scaling
+            scales = {"shortcut_scale": 1 - self.dropout_rate, "residual_scale": 1.0}
+            y, _ = run.backend.merges["scaling"].forward(s, f, **scales)
+        else:
+            y, _ = self.merge_paths(run, s, f)
+        return chain_inference(run, self.after, y)
 
 
 def build_unit(
@@ -232,10 +188,10 @@ def build_unit(
     kind : UnitKind
         A line of `FIGURE_4`.
     merge : Merge
-        A line of `tinyres.merges.FIGURE_2`.
+        A line of `tinyres.shortcuts.FIGURE_2`.
     c_in : int
         Channels of the unit's input.
-    convs : tuple of (channels, kernel, stride)
+    convs : tuple of (channels, kernel_size, stride)
         The branch's weight layers.
     option : str
         ``A``, ``B`` or ``C``: the shortcut where dimensions change; C is a projection in every unit.
@@ -263,11 +219,11 @@ def build_unit(
     branch: list[Layer] = []
     bn_number = 1 + before.count("BN")
     channels = c_in
-    for number, (width, kernel, conv_stride) in enumerate(convs, 1):
+    for number, (width, kernel_size, conv_stride) in enumerate(convs, 1):
         words = head if number == 1 else kind.between
         branch += _layers(words, f"{name}.branch.bn{bn_number}", channels)
         bn_number += words.count("BN")
-        branch.append(Conv(f"{name}.branch.conv{number}", channels, width, kernel, conv_stride))
+        branch.append(Conv(f"{name}.branch.conv{number}", channels, width, kernel_size, conv_stride))
         channels = width
     branch += _layers(kind.after_last, f"{name}.branch.bn{bn_number}", channels)
 

@@ -4,19 +4,20 @@
 - `kernels`: CUDA kernels of our own, as the forward/backward pairs of a backend.
 - `plan`: the training step planned as a whole, on fused kernels, and replayed as a CUDA graph.
 - `step`, `memory`: the step that composes pairs, and what would fit when memory runs out.
-- `check`, with `phases` and `results`: is it right and how fast is it, on the card at hand? (``make gpu``)
+- `check`: is it right and how fast is it, on the card at hand? (``make gpu``)
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
-from tinyres import ops
-from tinyres.contract import Backend
-from tinyres.networks import Inference
-from tinyres.ops.bn_relu_conv import RECOMPUTING
+from tinyres.backend import Backend
+from tinyres.fusion.pairs import BN_RELU, RECOMPUTING
+from tinyres.fusion.rewrite import fuse
+from tinyres.layers import LAYERS
+from tinyres.networks import make_inference
+from tinyres.shortcuts import MERGES
 from tinyres_gpu.device import card_in_words, describe_card, open_device
 from tinyres_gpu.kernels import CUPY, check_precision, layers, merges
 from tinyres_gpu.memory import within_memory
@@ -46,14 +47,14 @@ def backend(precision: str = "float32") -> Backend:
         return replace(reference(), name="cupy")
     cupy = open_device()
     check_precision(precision, describe_card(cupy)["compute_capability"])
-    table: dict[str, Any] = layers(CUPY, precision)
     return Backend(
         name="cupy",
         xp=cupy,
-        **table,
+        layers=layers(CUPY, precision),
         merges=merges(CUPY, precision),
         step=partial(make_step, precision=precision),
-        inference=Inference,
+        inference=make_inference,
+        rewrite=fuse,
         pairs="kernels",
         device=card_in_words(cupy),
         within_memory=partial(within_memory, cupy=cupy, working_tensors=KERNEL_TENSORS),
@@ -71,14 +72,14 @@ def reference() -> Backend:
         If CuPy or a GPU is missing, or does not work.
     """
     cupy = open_device()
-    table: dict[str, Any] = ops.LAYERS | {"bn_relu_conv": RECOMPUTING}
     return Backend(
         name="cupy-reference",
         xp=cupy,
-        **table,
-        merges=ops.MERGES,
+        layers=LAYERS | {"bn_relu": BN_RELU, "bn_relu_conv": RECOMPUTING},
+        merges=MERGES,
         step=GpuStep,
-        inference=Inference,
+        inference=make_inference,
+        rewrite=fuse,
         device=card_in_words(cupy),
         within_memory=partial(within_memory, cupy=cupy, working_tensors=TEXTBOOK_TENSORS),
     )

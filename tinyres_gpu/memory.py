@@ -8,7 +8,7 @@ from traceback import clear_frames
 from typing import Any
 
 from tinyres.errors import UserError
-from tinyres.memory import Need, too_little_memory
+from tinyres.training.memory import Need, too_little_memory
 
 
 @contextmanager

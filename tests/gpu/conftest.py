@@ -11,8 +11,7 @@ import pytest
 
 from tests.gpu.stand_in import installed, stand_in
 from tests.kernels.tools import require_compiler
-from tinyres.backends import get_backend
-from tinyres.contract import Backend
+from tinyres.backend import Backend, get_backend
 from tinyres.errors import UserError
 
 

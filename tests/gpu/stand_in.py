@@ -26,9 +26,9 @@ import numpy as np
 
 from tests.gpu.list_cupy_names import listed
 from tests.kernels.emulator import EmulatedModule
-from tinyres.backends import get_backend
+from tinyres.backend import get_backend
 from tinyres_gpu.kernels import CUPY
-from tinyres_gpu.kernels.loader import KERNELS, read_source
+from tinyres_gpu.kernels.common.sources import KERNELS, read_source
 
 UPLOADS = ("cupy.array", "cupy.asarray")
 TRANSFERS: list[str] = []

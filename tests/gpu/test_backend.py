@@ -14,25 +14,26 @@ from tests.gpu.stand_in import TRANSFERS, CUDARuntimeError, OutOfMemoryError
 from tests.kernels.tools import require_compiler
 from tests.test_backends import assert_within_factor_two
 from tests.toy_run import toy_data
-from tinyres.backends import get_backend
-from tinyres.chain import Pass
-from tinyres.checkpoint import checkpoint_path, load_checkpoint
-from tinyres.config import Config
+from tinyres.backend import Job, get_backend
+from tinyres.chain import Pass, chain_backward, chain_forward
+from tinyres.checks.cases import CELLS, PAIRS, Draw
+from tinyres.checks.catalogue import check_catalogue
+from tinyres.checks.hosted import hosted, hosted_pair, to_device, to_host
 from tinyres.data import Batches
 from tinyres.errors import UserError
-from tinyres.evaluate import evaluate, recompute_statistics
-from tinyres.gradcheck_cases import CELLS, PAIRS, Draw
-from tinyres.gradcheck_catalogue import check_catalogue
-from tinyres.hosted import hosted, hosted_pair, to_device, to_host
 from tinyres.init import initialise
-from tinyres.networks import backward, build_network, forward
-from tinyres.propagation import measure, record
+from tinyres.lab.measure import measure
+from tinyres.networks import build_network
+from tinyres.propagation import record
 from tinyres.recipes import PAPER, TORCH_PORT
 from tinyres.step import dropout_masks
-from tinyres.train import train
+from tinyres.training.checkpoint import checkpoint_path, load_checkpoint
+from tinyres.training.config import Config
+from tinyres.training.evaluate import evaluate, recompute_statistics
+from tinyres.training.train import train
 from tinyres_gpu import KERNEL_TENSORS, TEXTBOOK_TENSORS
 from tinyres_gpu.device import driver_version
-from tinyres_gpu.kernels.step import KernelStep
+from tinyres_gpu.kernels.pairs.step import KernelStep
 
 REFERENCE = get_backend("reference")
 
@@ -45,8 +46,8 @@ def picker(seed: int):
 def assert_close(ours, exact, tolerance: float) -> None:
     """Demand a maximum error of a share of the largest value, for each array of two dicts or tuples."""
     if isinstance(exact, dict):
-        assert list(ours) == list(exact)
-        ours, exact = tuple(ours.values()), tuple(exact.values())
+        assert ours.keys() == exact.keys()
+        ours, exact = tuple(ours[name] for name in exact), tuple(exact.values())
     for a, b in zip(ours, exact, strict=True):
         if b is None:
             assert a is None
@@ -61,7 +62,7 @@ def test_every_pair(name, backend) -> None:
         textbook, draw_case = PAIRS[name]
         case = draw_case(Draw(picker(seed)))
         host = hosted(backend)
-        pair = host.merges.get(name) or getattr(host, name, None) or hosted_pair(textbook, backend)
+        pair = host.merges.get(name) or host.layers.get(name) or hosted_pair(textbook, backend)
         *ours, cache = pair.forward(*case.arguments, **case.options)
         *exact, exact_cache = textbook.forward(*case.arguments, **case.options)
         assert_close(ours, exact, 1e-12)
@@ -81,13 +82,13 @@ def test_float32_is_as_exact_as_numpy(name, backend) -> None:
     if name == "bn_relu_conv":
         arrays[1:1] = [rng.uniform(0.5, 2, 16), rng.standard_normal(16)]
     dy = rng.standard_normal((8, 32, 12, 12))
-    textbook = getattr(REFERENCE, name)
+    textbook = PAIRS[name][0]
 
     def run(pair, dtype):
         *outputs, cache = pair.forward(*(a.astype(dtype) for a in arrays))
         return [x for x in (*outputs, *pair.backward(dy.astype(dtype), cache)) if x is not None]
 
-    ours = run(getattr(hosted(backend), name), np.float32)
+    ours = run(hosted(backend).layers[name], np.float32)
     assert_within_factor_two(ours, run(textbook, np.float32), run(textbook, np.float64))
 
 
@@ -103,15 +104,15 @@ def test_every_variant_stays_on_the_device_and_agrees(cell, backend) -> None:
     masks = dropout_masks(network, x.shape, 0, 0, np)
     device_masks = dropout_masks(network, x.shape, 0, 0, backend.xp)
     assert all(np.array_equal(mask, masks[name]) for name, mask in to_host(device_masks, backend).items())
-    logits, _, cache = forward(Pass(REFERENCE, state, 2, masks=masks), network, x)
+    logits, _, cache = chain_forward(Pass(REFERENCE, state, 2, masks=masks), network.layers, x)
     dlogits = rng.standard_normal(logits.shape)
-    dx, gradients = backward(REFERENCE, network, dlogits, cache)
+    dx, gradients = chain_backward(REFERENCE, network.layers, dlogits, cache)
 
     run = Pass(backend, to_device(state, backend), 2, masks=device_masks)
     device_x, device_dlogits = to_device((x, dlogits), backend)
     TRANSFERS.clear()
-    ours, _, device_cache = forward(run, network, device_x)
-    device_dx, device_gradients = backward(backend, network, device_dlogits, device_cache)
+    ours, _, device_cache = chain_forward(run, network.layers, device_x)
+    device_dx, device_gradients = chain_backward(backend, network.layers, device_dlogits, device_cache)
     assert not TRANSFERS
     assert_close(to_host((ours, device_dx), backend), (logits, dx), 1e-10)
     assert_close(to_host(device_gradients, backend), gradients, 1e-10)
@@ -136,7 +137,9 @@ def make_steps(backend, network, *, batch_size: int, dtype, iterations: int = 20
     steps = []
     for one in (backend, REFERENCE):
         batches = Batches(training, recipe, seed=0, batch_size=batch_size, dtype=dtype, xp=one.xp)
-        steps.append(one.make_step(network, recipe, batches, state, iterations=iterations, dtype=dtype, seed=0))
+        steps.append(
+            one.make_step(Job(network, recipe, batches, state, iterations=iterations, dtype=dtype, seed=0))
+        )
     return steps
 
 
@@ -338,10 +341,14 @@ def toy_config(**changes) -> Config:
 def test_each_precision_has_its_pairs_and_says_which(fake) -> None:
     for precision in ("float32", "tf32", "bf16"):
         ours = get_backend("cupy", precision)
-        assert (ours.name, ours.pairs, ours.conv.forward.__self__.precision) == ("cupy", "kernels", precision)
+        assert (ours.name, ours.pairs, ours.layers["conv"].forward.__self__.precision) == (
+            "cupy",
+            "kernels",
+            precision,
+        )
         assert ours.device == "a stand-in, driver unknown (CUDA 13.0), CuPy 14.2.0"
     assert get_backend("cupy", "float64").pairs == get_backend("cupy-reference").pairs == "textbook"
-    assert get_backend("cupy", "float64").conv is REFERENCE.conv
+    assert get_backend("cupy", "float64").layers["conv"] is REFERENCE.layers["conv"]
 
 
 @pytest.mark.parametrize(
@@ -374,7 +381,7 @@ def test_a_card_that_is_too_old_for_a_precision_is_refused(fake) -> None:
 def test_float64_arrays_do_not_get_into_the_kernels(kernels) -> None:
     x = kernels.xp.zeros((1, 3, 4, 4), np.float64)
     with pytest.raises(UserError, match="the kernels compute in float32, not float64"):
-        kernels.relu.forward(x)
+        kernels.layers["relu"].forward(x)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
@@ -411,8 +418,8 @@ def test_kernels_stay_on_the_device(cell, kernels) -> None:
     x = kernels.xp.asarray(np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32))
     masks = dropout_masks(network, x.shape, 0, 0, kernels.xp)
     TRANSFERS.clear()
-    logits, _, cache = forward(Pass(kernels, state, 2, masks=masks), network, x)
-    backward(kernels, network, logits, cache)
+    logits, _, cache = chain_forward(Pass(kernels, state, 2, masks=masks), network.layers, x)
+    chain_backward(kernels, network.layers, logits, cache)
     assert not TRANSFERS
 
 
@@ -492,7 +499,7 @@ def test_too_little_memory_for_anything_else(fake, monkeypatch, tmp_path) -> Non
     with monkeypatch.context() as patch:
         patch.setattr(fake, "array", failing(OutOfMemoryError()), raising=False)
         assert "GiB for the parameters of ResNet-8, which needs" in refusal()
-    monkeypatch.setattr("tinyres.train.score", failing(OutOfMemoryError()))
+    monkeypatch.setattr("tinyres.training.train.score", failing(OutOfMemoryError()))
     assert "GiB for evaluating ResNet-8, which needs about" in refusal()
     fake.cuda.runtime.memGetInfo = lambda: (2 << 20, 2 << 20)
     assert "with mini-batches of 2: try again with --batch-size 1." in refusal()

@@ -8,24 +8,24 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 
 from tests.gpu.stand_in import CUDARuntimeError
 from tests.kernels.tools import require_compiler
 from tests.requirements import require
-from tinyres.backends import get_backend
+from tinyres.backend import get_backend
 from tinyres.errors import UserError
 from tinyres.networks import build_network
-from tinyres_gpu import check, correctness, speed
-from tinyres_gpu.check import failures, run_all, run_here, run_in_a_process
-from tinyres_gpu.phases import ENVIRONMENT, PHASES
-from tinyres_gpu.plan.kept import digest
-from tinyres_gpu.results import BEGIN, END, NOTHING, load, render, table
-from tinyres_gpu.setting import FULL, RUNGS, TOY, PhaseError, Skipped, Unfinished
+from tinyres_gpu.check import __main__ as check
+from tinyres_gpu.check import correctness, speed
+from tinyres_gpu.check.__main__ import failures, run_all, run_here, run_in_a_process
+from tinyres_gpu.check.phases import ENVIRONMENT, PHASES
+from tinyres_gpu.check.results import BEGIN, END, NOTHING, load, render, table
+from tinyres_gpu.check.setting import FULL, RUNGS, TOY, PhaseError, Skipped, Unfinished
+from tinyres_gpu.plan.tuning.kept import digest
 
-PAGE = Path(check.__file__).parents[1] / "docs" / "gpu.md"
+PAGE = check.CHECKOUT / "docs" / "gpu.md"
 
 
 TIMES = {"milliseconds", "images_per_second", "gigabytes", "choices"}
@@ -55,7 +55,7 @@ def test_the_times_of_kernels(fake) -> None:
     """The stand-in's events are a millisecond apart."""
     found = run_here("kernels of ResNet-110, composed float32", TOY)["result"]
     assert found["milliseconds"] == found["launches"]
-    convs = [line for line in found["times"] if line["kernel"] == "conv<16, false>"]
+    convs = [line for line in found["times"] if line["kernel"] == "conv<16>"]
     conv = max(convs, key=lambda line: line["gigaflop"])
     signal, weights = 2 * 16 * 32 * 32 * 4, 16 * 16 * 9 * 4
     assert conv["gigaflop"] == pytest.approx(2 * 2 * 32 * 32 * 16 * 144 / 1e9)
@@ -118,9 +118,9 @@ def test_a_backend_that_goes_astray_is_told(fake, monkeypatch) -> None:
 
 def test_a_wrong_gradient_is_told(fake, monkeypatch) -> None:
     backend = get_backend("cupy", "float64")
-    right = backend.bn_relu.backward
-    wrong = backend.bn_relu._replace(backward=lambda dy, cache: right(2 * dy, cache))
-    object.__setattr__(backend, "bn_relu", wrong)
+    right = backend.layers["bn_relu"].backward
+    wrong = backend.layers["bn_relu"]._replace(backward=lambda dy, cache: right(2 * dy, cache))
+    object.__setattr__(backend, "layers", backend.layers | {"bn_relu": wrong})
     assert "bn_relu: the gradient of x is wrong" in run_here("gradients", TOY)["failed"]
 
 
@@ -157,14 +157,21 @@ def test_results_are_kept_and_not_measured_twice(fake, monkeypatch, tmp_path, ca
 
 
 def test_results_of_other_kernels_do_not_stand(tmp_path) -> None:
-    for name in ("kernels", "plan"):
+    """Whichever file changes or moves, in whichever room; what Python compiles does not count."""
+    for name in ("kernels/pairs", "kernels/common", "plan/tuning"):
         (tmp_path / name / "__pycache__").mkdir(parents=True)
     found = [digest(tmp_path)]
-    for text in ("a", "b"):
-        (tmp_path / "kernels" / "conv.cu").write_text(text)
-        found.append(digest(tmp_path))
-    (tmp_path / "kernels" / "conv.cu").rename(tmp_path / "kernels" / "other.cu")
-    assert len({*found, digest(tmp_path)}) == 4
+    for path in ("kernels/pairs/conv.cu", "kernels/common/bn.cuh", "plan/compile.py", "plan/tuning/tune.py"):
+        for text in ("a", "b"):
+            (tmp_path / path).write_text(text)
+            found.append(digest(tmp_path))
+    (tmp_path / "kernels/pairs/conv.cu").rename(tmp_path / "kernels/pairs/other.cu")
+    found.append(digest(tmp_path))
+    (tmp_path / "kernels/pairs/other.cu").rename(tmp_path / "kernels/common/other.cu")
+    assert len({*found, digest(tmp_path)}) == 11
+    before = digest(tmp_path)
+    (tmp_path / "kernels/pairs/__pycache__/conv.pyc").write_text("a")
+    assert digest(tmp_path) == before
 
 
 def test_stopped_in_the_middle_it_has_what_came_before(fake, monkeypatch, tmp_path) -> None:

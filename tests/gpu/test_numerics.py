@@ -9,10 +9,10 @@ import pytest
 
 from tests.kernels.tools import require_compiler
 from tests.toy_run import toy_data
-from tinyres_gpu import numerics, setting
-from tinyres_gpu.check import run_here
-from tinyres_gpu.numerics import WAYS, compare
-from tinyres_gpu.setting import FULL, TOY, Skipped, Unfinished
+from tinyres_gpu.check import numerics, setting
+from tinyres_gpu.check.__main__ import run_here
+from tinyres_gpu.check.numerics import WAYS, compare
+from tinyres_gpu.check.setting import FULL, TOY, Skipped, Unfinished
 
 RUNS, ITERATIONS, WINDOW = FULL.seeds, FULL.first, FULL.window
 

@@ -9,12 +9,12 @@ import pytest
 
 from tests.gpu.conftest import real_cupy
 from tests.kernels.tools import require_compiler
-from tinyres import ops
-from tinyres_gpu.correctness import kernels_against_the_textbook
+from tinyres.layers import LAYERS
+from tinyres_gpu.check.correctness import kernels_against_the_textbook
+from tinyres_gpu.check.oracle import Case, Disagreement, away_from_kink, judge, numbers
+from tinyres_gpu.check.setting import TOY, PhaseError, Skipped
 from tinyres_gpu.kernels import PRECISIONS
-from tinyres_gpu.kernels.loader import KERNELS
-from tinyres_gpu.oracle import Case, Disagreement, away_from_kink, judge, numbers
-from tinyres_gpu.setting import TOY, PhaseError, Skipped
+from tinyres_gpu.kernels.common.sources import KERNELS
 
 UNREACHED = {"pool_gradient<16>", "pool_gradient<32>", "projection_sums<16>"} | {
     f"{name}<{tile}, Staged<{depth}, {arithmetic}>>"
@@ -52,7 +52,7 @@ def test_no_relu_hangs_by_a_thread() -> None:
 
     def nearest(x):
         arguments = (a.astype(np.float64) for a in (x, gamma, beta))
-        return np.abs(ops.LAYERS["bn"].forward(*arguments, groups=2)[0]).min()
+        return np.abs(LAYERS["bn"].forward(*arguments, groups=2)[0]).min()
 
     assert nearest(x) < 1e-4 < nearest(away_from_kink(x, gamma, beta, 2))
 
@@ -80,6 +80,6 @@ def test_a_wrong_kernel_fails_its_phase(fake, monkeypatch) -> None:
     def wrong(case):
         raise Disagreement("conv 2x3: rms error 1, allowed 0")
 
-    monkeypatch.setattr("tinyres_gpu.correctness.judge", wrong)
+    monkeypatch.setattr("tinyres_gpu.check.correctness.judge", wrong)
     with pytest.raises(PhaseError, match="conv 2x3"):
         kernels_against_the_textbook(TOY, "float32")

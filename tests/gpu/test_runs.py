@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-import tinyres.train
+import tinyres.training.train
 from tests.data.fake_cifar import write_binary
 from tests.tiny_demo import TINY_CIFAR10, run_demo
-from tinyres_gpu import check, runs, setting
-from tinyres_gpu.check import run_here
-from tinyres_gpu.setting import TOY, PhaseError, Unfinished
+from tinyres_gpu.check import __main__ as check
+from tinyres_gpu.check import runs, setting
+from tinyres_gpu.check.__main__ import run_here
+from tinyres_gpu.check.setting import TOY, PhaseError, Unfinished
 
 
 @pytest.fixture(autouse=True)
@@ -58,14 +59,14 @@ class InThisProcess:
 def test_runs_on_a_gpu_at_toy_size(fake, checkout, monkeypatch) -> None:
     """The paper's recipe is interrupted in its first iteration, and goes on."""
     monkeypatch.setattr(runs.subprocess, "Popen", InThisProcess)
-    rate = tinyres.train.learning_rate
+    rate = tinyres.training.train.learning_rate
 
     def interrupt(recipe, t, iterations):
         if t == 0:
             os.kill(os.getpid(), signal.SIGINT)
         return rate(recipe, t, iterations)
 
-    monkeypatch.setattr(tinyres.train, "learning_rate", interrupt)
+    monkeypatch.setattr(tinyres.training.train, "learning_rate", interrupt)
     name = "ResNet-110, the paper's recipe"
     first = run_here(name, TOY)
     done = re.fullmatch(r"(\d) of 4 iterations", first["unfinished"])

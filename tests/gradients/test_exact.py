@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from scipy.signal import correlate
 
 from tests.gradients.test_pairs import picker
-from tinyres import ops
-from tinyres.gradcheck_cases import PAIRS, Draw
+from tinyres.checks.cases import PAIRS, Draw
+from tinyres.layers import LAYERS
 
-conv, linear = ops.LAYERS["conv"], ops.LAYERS["linear"]
+conv, linear = LAYERS["conv"], LAYERS["linear"]
 
 
 class Integers(Draw):
@@ -41,21 +41,16 @@ def inner(a, b):
 
 @given(st.data())
 def test_convolution_is_the_transpose_of_its_backward(data):
-    pair, (x, w, residual), options, draw = draw_case("conv", data)
+    pair, (x, w), options, draw = draw_case("conv", data)
     y, cache = pair.forward(x, w, **options)
     dy = draw.array(*y.shape)
-    dx, dw, dresidual = pair.backward(dy, cache)
-    assert dresidual is None
+    dx, dw = pair.backward(dy, cache)
     assert inner(dy, y) == inner(dx, x) == inner(dw, w)
-    if residual is not None:
-        y_more, cache = pair.forward(x, w, residual, **options)
-        same(y_more, y + residual)
-        assert pair.backward(dy, cache)[2] is dy
 
 
 @given(st.data())
 def test_convolution_is_linear_in_both_arguments(data):
-    pair, (x, w, _), options, draw = draw_case("conv", data)
+    pair, (x, w), options, draw = draw_case("conv", data)
     x2, w2 = draw.array(*x.shape), draw.array(*w.shape)
     y = pair.forward(x, w, **options)[0]
     same(pair.forward(2 * x + x2, w, **options)[0], 2 * y + pair.forward(x2, w, **options)[0])
@@ -64,7 +59,7 @@ def test_convolution_is_linear_in_both_arguments(data):
 
 @given(st.data())
 def test_convolution_is_scipys_correlation(data):
-    pair, (x, w, _), options, _ = draw_case("conv", data)
+    pair, (x, w), options, _ = draw_case("conv", data)
     y, _ = pair.forward(x, w, **options)
     border, s = w.shape[2] // 2, options["stride"]
     padded = np.pad(x, ((0, 0), (0, 0), (border, border), (border, border)))
@@ -102,7 +97,7 @@ def test_pooling_is_the_transpose_of_its_backward(data):
     assert inner(dy, y) == inner(pair.backward(dy, cache), pixels * x)
 
 
-@pytest.mark.parametrize("name", ["identity", "scaling", "dropout", "dropout_inference"])
+@pytest.mark.parametrize("name", ["identity", "scaling", "dropout"])
 @given(data=st.data())
 def test_linear_merges_are_the_transpose_of_their_backward(name, data):
     pair, (s, f, *mask), options, draw = draw_case(name, data)
@@ -135,13 +130,11 @@ def test_scaling_by_0_and_1_is_the_plain_network(data):
 
 @given(st.data())
 def test_dropout_neither_rescales_nor_forgets_its_mask(data):
-    """The paper's dropout: kept values unchanged in training, all of them times 1 - rate at test time."""
-    pair, (s, f, mask), _, draw = draw_case("dropout", data)
+    """The paper's dropout: kept values unchanged in training. (test_units: times 1 - rate at test time.)"""
+    pair, (s, f, mask), _, _ = draw_case("dropout", data)
     y, cache = pair.forward(s, f, mask)
     same(y, np.where(mask, s + f, f))
     same(pair.backward(s, cache)[0], np.where(mask, s, 0))
-    keep = draw.pick(1, 4) / 4
-    same(ops.LAYERS["dropout_inference"].forward(s, f, rate=1 - keep)[0], keep * s + f)
 
 
 @pytest.mark.parametrize("name", ["exclusive-gating", "shortcut-only-gating"])

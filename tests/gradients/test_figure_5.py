@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 
 from tests.gradients.test_pairs import picker
 from tests.gradients.test_units import parameter_shapes, plain_unit
-from tinyres.backends import get_backend
+from tinyres.backend import get_backend
 from tinyres.chain import Pass
-from tinyres.gradcheck_cases import Draw, draw_parameters
-from tinyres.units import unit_backward, unit_forward
+from tinyres.checks.cases import Draw, draw_parameters
+from tinyres.fusion.pairs import BN_RELU
+from tinyres.layers import LAYERS
 
 reference = get_backend("reference")
 
@@ -30,20 +31,16 @@ class Asymmetric:
 
     def forward(self, y, units):
         self.caches = []
-        a, _, _, cache = reference.bn_relu.forward(
-            y, *self.activation(f"{units[0].name}.branch.bn1"), groups=self.groups
-        )
+        a, _, _, cache = BN_RELU.forward(y, *self.activation(f"{units[0].name}.branch.bn1"), groups=self.groups)
         self.caches.append(cache)
         for unit, following in zip(units, (*units[1:], None), strict=True):
-            f, conv1 = reference.conv.forward(a, self.params[f"{unit.name}.branch.conv1.weight"])
-            f, _, _, bn2 = reference.bn_relu.forward(
-                f, *self.activation(f"{unit.name}.branch.bn2"), groups=self.groups
-            )
-            f, conv2 = reference.conv.forward(f, self.params[f"{unit.name}.branch.conv2.weight"])
+            f, conv1 = LAYERS["conv"].forward(a, self.params[f"{unit.name}.branch.conv1.weight"])
+            f, _, _, bn2 = BN_RELU.forward(f, *self.activation(f"{unit.name}.branch.bn2"), groups=self.groups)
+            f, conv2 = LAYERS["conv"].forward(f, self.params[f"{unit.name}.branch.conv2.weight"])
             y = y + f
             self.caches.append((conv1, bn2, conv2))
             if following is not None:
-                a, _, _, cache = reference.bn_relu.forward(
+                a, _, _, cache = BN_RELU.forward(
                     y, *self.activation(f"{following.name}.branch.bn1"), groups=self.groups
                 )
                 self.caches.append(cache)
@@ -55,10 +52,10 @@ class Asymmetric:
         first_weights = []
         while caches:
             conv1, bn2, conv2 = caches.pop()
-            df, _, _ = reference.conv.backward(dy, conv2)
-            df, _, _ = reference.bn_relu.backward(df, bn2)
-            da, dw, _ = reference.conv.backward(df, conv1)
-            through_activation, _, _ = reference.bn_relu.backward(da, caches.pop())
+            df, _ = LAYERS["conv"].backward(dy, conv2)
+            df, _, _ = BN_RELU.backward(df, bn2)
+            da, dw = LAYERS["conv"].backward(df, conv1)
+            through_activation, _, _ = BN_RELU.backward(da, caches.pop())
             dy = dy + through_activation
             first_weights.append(dw)
         return dy, first_weights
@@ -78,13 +75,13 @@ def test_asymmetric_after_addition_is_preactivation(groups, data):
     y = asymmetric.forward(x, units)
     x_next, caches = x, []
     for unit in units:
-        x_next, _, cache = unit_forward(Pass(reference, params, groups), unit, x_next)
+        x_next, _, cache = unit.forward(Pass(reference, params, groups), x_next)
         caches.append(cache)
     np.testing.assert_array_equal(x_next, y)
 
     d = dy = draw.array(*y.shape)
     dx, first_weights = asymmetric.backward(dy)
     for unit, cache, dw in zip(reversed(units), reversed(caches), first_weights, strict=True):
-        d, gradients = unit_backward(reference, unit, d, cache)
+        d, gradients = unit.backward(reference, d, cache)
         np.testing.assert_array_equal(gradients[f"{unit.name}.branch.conv1.weight"], dw)
     np.testing.assert_array_equal(d, dx)

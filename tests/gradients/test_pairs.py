@@ -1,11 +1,12 @@
-"""Every pair of `tinyres.ops` against finite differences."""
+"""Every pair of `tinyres.layers` against finite differences."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyres import ops
-from tinyres.gradcheck_cases import PAIRS, check_pair
+from tinyres.checks.cases import PAIRS, check_pair
+from tinyres.layers import LAYERS
+from tinyres.shortcuts import MERGES
 
 
 def picker(data):
@@ -15,7 +16,7 @@ def picker(data):
 
 def test_no_pair_is_forgotten():
     checked = {id(pair.backward) for pair, _ in PAIRS.values()}
-    for table in (ops.LAYERS, ops.MERGES):
+    for table in (LAYERS, MERGES):
         for name, pair in table.items():
             assert id(pair.backward) in checked, name
 

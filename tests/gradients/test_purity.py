@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.gradients.test_pairs import picker
-from tinyres.gradcheck_cases import PAIRS, Draw
+from tinyres.checks.cases import PAIRS, Draw
 
 fewer = settings(max_examples=max(10, settings().max_examples // 4))
 FLOATS = (np.float32, np.float64)

@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.gradients.test_pairs import picker
-from tinyres.backends import get_backend
+from tinyres.backend import get_backend
 from tinyres.chain import Pass
-from tinyres.gradcheck_cases import CELLS, Draw, check_network, check_unit, draw_parameters, draw_unit
-from tinyres.merges import FIGURE_2
+from tinyres.checks.cases import CELLS, Draw, check_network, check_unit, draw_parameters, draw_unit
+from tinyres.fusion.pairs import BN_RELU
 from tinyres.networks import LAYERS_PER_UNIT, Network
-from tinyres.units import FIGURE_4, build_unit, unit_backward, unit_forward, unit_inference
+from tinyres.shortcuts import FIGURE_2
+from tinyres.units import FIGURE_4, build_unit
 
 reference = get_backend("reference")
 fewer = settings(max_examples=max(10, settings().max_examples // 4))
@@ -72,9 +73,9 @@ def test_without_weights_a_unit_is_its_shortcut_and_so_is_its_gradient(kind, blo
     if kind == "bn-after-addition":  # its f would be batch norm with gamma 0
         params["stage1.0.after.bn.weight"] += 1.0
     x = draw.array(4, 2, 3, 3)
-    x_next, _, cache = unit_forward(Pass(reference, params), unit, x)
+    x_next, _, cache = unit.forward(Pass(reference, params), x)
     dx_next = draw.array(*x.shape)
-    dx, _ = unit_backward(reference, unit, dx_next, cache)
+    dx, _ = unit.backward(reference, dx_next, cache)
 
     match FIGURE_4[kind].after_addition:
         case ():
@@ -83,8 +84,8 @@ def test_without_weights_a_unit_is_its_shortcut_and_so_is_its_gradient(kind, blo
             expected, dexpected = np.maximum(x, 0), dx_next * (x > 0)
         case _:
             gamma, beta = np.ones(2), np.zeros(2)
-            expected, _, _, bn_relu = reference.bn_relu.forward(x, gamma, beta)
-            dexpected, _, _ = reference.bn_relu.backward(dx_next, bn_relu)
+            expected, _, _, bn_relu = BN_RELU.forward(x, gamma, beta)
+            dexpected, _, _ = BN_RELU.backward(dx_next, bn_relu)
             # x and x + 0 may differ in memory order, and so in the order of batch norm's sums
             np.testing.assert_allclose(x_next, expected, rtol=1e-12, atol=1e-12)
             np.testing.assert_allclose(dx, dexpected, rtol=1e-9, atol=1e-12)
@@ -108,11 +109,11 @@ def test_without_weights_scaled_shortcuts_multiply(kind, data):
     caches = []
     for unit in units:
         params = without_weights(draw_parameters(draw, parameter_shapes(unit)))
-        x, _, cache = unit_forward(Pass(reference, params), unit, x)
+        x, _, cache = unit.forward(Pass(reference, params), x)
         caches.append(cache)
     d = end = draw.array(*x.shape)
     for unit, cache in zip(reversed(units), reversed(caches), strict=True):
-        d, _ = unit_backward(reference, unit, d, cache)
+        d, _ = unit.backward(reference, d, cache)
     np.testing.assert_array_equal(x, math.prod(scales) * start)
     np.testing.assert_array_equal(d, math.prod(scales) * end)
 
@@ -128,8 +129,8 @@ def test_the_identity_shortcut_adds_its_gradient_to_whatever_the_branch_does(dat
     params = draw_parameters(draw, parameter_shapes(unit))
     x, dx_next = draw.array(4, 2, 3, 3), draw.array(4, 2, 3, 3)
     run = Pass(reference, params)
-    dx, gradients = unit_backward(reference, unit, dx_next, unit_forward(run, unit, x)[2])
-    through_branch, gradients_cut = unit_backward(reference, cut, dx_next, unit_forward(run, cut, x)[2])
+    dx, gradients = unit.backward(reference, dx_next, unit.forward(run, x)[2])
+    through_branch, gradients_cut = cut.backward(reference, dx_next, cut.forward(run, x)[2])
     np.testing.assert_array_equal(dx, dx_next + through_branch)
     for name in params:
         np.testing.assert_array_equal(gradients[name], gradients_cut[name])
@@ -146,11 +147,11 @@ def test_inference_with_the_batch_moments_is_training(kind, block, shortcut, dat
     x = draw.array(4, c_in, 4, 4)
     everything = np.broadcast_to(True, (4, unit.channels, 1, 1))
     masks = {unit.name: everything}
-    expected, moments, _ = unit_forward(Pass(reference, params, masks=masks), unit, x)
+    expected, moments, _ = unit.forward(Pass(reference, params, masks=masks), x)
     statistics = {}
     for name, (mean, var, _) in moments.items():
         statistics |= {name + ".running_mean": mean[0], name + ".running_var": var[0]}
-    x_next = unit_inference(Pass(reference, params | statistics), replace(unit, dropout_rate=0.0), x)
+    x_next = replace(unit, dropout_rate=0.0).inference(Pass(reference, params | statistics), x)
     np.testing.assert_allclose(x_next, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -164,11 +165,11 @@ def test_units_write_into_nothing(kind, block, shortcut):
     for array in (x, *params.values()):
         array.flags.writeable = False
     masks = {unit.name: np.broadcast_to(True, (4, unit.channels, 1, 1))}
-    x_next, _, cache = unit_forward(Pass(reference, params, masks=masks), unit, x)
+    x_next, _, cache = unit.forward(Pass(reference, params, masks=masks), x)
     dx_next = draw.array(*x_next.shape)
     dx_next.flags.writeable = False
-    first, gradients = unit_backward(reference, unit, dx_next, cache)
-    second, again = unit_backward(reference, unit, dx_next, cache)
+    first, gradients = unit.backward(reference, dx_next, cache)
+    second, again = unit.backward(reference, dx_next, cache)
     np.testing.assert_array_equal(first, second)
     assert gradients.keys() == again.keys() == params.keys()
     for name, gradient in gradients.items():

@@ -7,7 +7,7 @@ import pytest
 from tests.kernels.nvrtc import compile_for
 from tests.kernels.test_emulator import PRODUCTS
 from tests.kernels.tools import require_nvrtc
-from tinyres_gpu.kernels.loader import KERNELS, SOURCES, read_source
+from tinyres_gpu.kernels.common.sources import KERNELS, ROOMS, SOURCES, read_file, read_source
 
 CASES = [
     (module, architecture)
@@ -28,8 +28,7 @@ def test_every_kernel_compiles_and_none_spills(module, architecture):
 @require_nvrtc
 def test_what_the_emulator_runs_compiles_too():
     """The emulator's version of ptx.cuh and the real one offer the same functions."""
-    ptx = (files("tinyres_gpu.kernels") / "ptx.cuh").read_text(encoding="utf-8")
-    compile_for(ptx + PRODUCTS, ["bf16", "bf16_from_shared", "tf32"], "sm_80")
+    compile_for(read_file("ptx.cuh") + PRODUCTS, ["bf16", "bf16_from_shared", "tf32"], "sm_80")
 
 
 @require_nvrtc
@@ -48,7 +47,7 @@ __global__ void __launch_bounds__(1024) hog(float* x) {
 
 def test_every_file_belongs_to_a_module():
     listed = {name for names in SOURCES.values() for name in names}
-    assert {
-        f.name for f in files("tinyres_gpu.kernels").iterdir() if f.name.endswith((".cu", ".cuh"))
-    } == listed
+    rooms = [files("tinyres_gpu.kernels") / room for room in ROOMS]
+    found = [f.name for room in rooms for f in room.iterdir() if f.name.endswith((".cu", ".cuh"))]
+    assert sorted(found) == sorted(listed)  # so no two rooms have a file of the same name
     assert SOURCES.keys() == KERNELS.keys()

@@ -7,8 +7,8 @@ import pytest
 
 from tests.kernels.emulator import EmulatedModule, EmulationError
 from tests.kernels.tools import EMULATED, EmulatedDevice, check, check_rounded_conv, require_compiler
+from tinyres_gpu.check.oracle import numbers
 from tinyres_gpu.kernels import layers
-from tinyres_gpu.oracle import numbers
 
 pytestmark = require_compiler
 
@@ -25,12 +25,12 @@ class Fault:
 
 PRECISION = {"conv": "float32", "bn": "float32", "conv in tf32": "tf32", "conv in bf16": "bf16"}
 
-CONV = ("conv<16, false>",)
+CONV = ("conv<16>",)
 WEIGHTS = ("conv_weight_gradient<16>", "sum_weight_gradients")
 MOMENTS = ("bn_moments", "merge_moments")
 SUMS = ("bn_sums<false>", "bn_input_gradient<false>", "bn_output<false>", "merge_bn_sums")
-TF32 = ("conv_tensor_core<16, false, false>", "conv_weight_gradient_tensor_core<16, false>")
-BF16 = ("conv_tensor_core<16, false, true>", "conv_weight_gradient_tensor_core<16, true>")
+TF32 = ("conv_tensor_core<16, false>", "conv_weight_gradient_tensor_core<16, false>")
+BF16 = ("conv_tensor_core<16, true>", "conv_weight_gradient_tensor_core<16, true>")
 
 FAULTS = [
     Fault("no barrier after the tiles are filled", "conv", CONV, "__syncthreads();", "", 1),
@@ -46,12 +46,16 @@ FAULTS = [
     Fault("stale values instead of zeros", "conv", CONV, "] = value;", "] = value + 0 * window[t % DEPTH][i];"),
     Fault("every tap but one row off", "conv", CONV, "out * stride + tap - border", "out * stride + tap"),
     Fault(
-        "every tap on the diagonal", "conv", CONV, "{tap / kernel, tap % kernel", "{tap / kernel, tap / kernel"
+        "every tap on the diagonal",
+        "conv",
+        CONV,
+        "{tap / kernel_size, tap % kernel_size",
+        "{tap / kernel_size, tap / kernel_size",
     ),
     Fault(
         "the gradient reads where nothing was read",
         "conv",
-        ("conv<16, false>",),
+        CONV,
         "at % stride != 0",
         "false",
     ),

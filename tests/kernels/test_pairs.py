@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.kernels.tools import PAIRS, SCHEDULES, check, require_compiler
-from tinyres_gpu.oracle import TEXTBOOK, numbers
+from tinyres_gpu.check.oracle import TEXTBOOK, numbers
 
 pytestmark = require_compiler
 
@@ -35,10 +35,7 @@ CONVOLUTIONS = [
 def test_conv(sizes):
     n, c_in, c_out, size, kernel, stride = sizes
     x, w = numbers(n, c_in, size, size), numbers(c_out, c_in, kernel, kernel)
-    out = (size - 1) // stride + 1
     check("conv", x, w, schedules=SCHEDULES[:2], stride=stride)
-    if n == 3:
-        check("conv", x, w, numbers(n, c_out, out, out), stride=stride)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -60,9 +57,8 @@ def test_bn_moments_are_merged_not_subtracted():
 )
 def test_bn_relu_conv(sizes):
     n, c_in, c_out, size, kernel, stride, groups = sizes
-    out = (size - 1) // stride + 1
     arguments = [numbers(n, c_in, size, size), 1 + 0.1 * numbers(c_in), numbers(c_in, seed=1)]
-    arguments += [numbers(c_out, c_in, kernel, kernel), numbers(n, c_out, out, out, seed=2)]
+    arguments += [numbers(c_out, c_in, kernel, kernel)]
     check("bn_relu_conv", *arguments, stride=stride, groups=groups)
 
 
@@ -83,7 +79,6 @@ def test_merges():
     check("identity", s, f)
     check("scaling", s, f, shortcut_scale=0.3, residual_scale=0.7)
     check("dropout", s, f, numbers(3, 20, 7, 5, seed=2) > 0)
-    check("dropout_inference", s, f, rate=0.25)
     for name in ("exclusive-gating", "shortcut-only-gating"):
         check(name, s, f, numbers(20, 20, 1, 1), numbers(20))
 
@@ -93,4 +88,5 @@ def test_every_pair_is_there_with_the_arguments_of_the_textbooks():
     for name, pair in PAIRS.items():
         for ours, textbook in zip(pair, TEXTBOOK[name], strict=True):
             if textbook is not None:
-                assert list(inspect.signature(ours).parameters) == list(inspect.signature(textbook).parameters)
+                wanted = list(inspect.signature(textbook).parameters)
+                assert list(inspect.signature(ours).parameters) == wanted

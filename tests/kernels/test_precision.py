@@ -1,17 +1,14 @@
-"""Convolutions on the emulated tensor cores, and the moments that a fused convolution finds on its way."""
+"""Convolutions on the emulated tensor cores, and cards that have none."""
 
 import numpy as np
 import pytest
 
-from tests.kernels.emulator import schedule
-from tests.kernels.tools import EMULATED, SCHEDULES, check_rounded_conv, require_compiler
-from tinyres import ops
+from tests.kernels.tools import EMULATED, check_rounded_conv, require_compiler
 from tinyres.errors import UserError
+from tinyres.fusion.pairs import BN_RELU, BN_RELU_CONV
+from tinyres.layers import LAYERS
+from tinyres_gpu.check.oracle import numbers, rms, rounded, share_of_allowed_error
 from tinyres_gpu.kernels import check_precision, layers
-from tinyres_gpu.kernels.bn import BatchNorm
-from tinyres_gpu.kernels.conv import Conv
-from tinyres_gpu.kernels.precision import PRECISIONS
-from tinyres_gpu.oracle import numbers, rms, rounded, share_of_allowed_error
 
 pytestmark = require_compiler
 
@@ -36,40 +33,14 @@ def test_convolutions_round_their_operands_and_nothing_else(precision, sizes):
 def test_bn_relu_conv_by_the_factor_of_two(precision):
     """The activated input may round to the neighbour: here the float64 reference is of unrounded numbers."""
     x, gamma, beta = numbers(4, 16, 8, 8), 1 + 0.1 * numbers(16), numbers(16, seed=1)
-    w, residual = numbers(32, 16, 3, 3), numbers(4, 32, 4, 4, seed=2)
+    w = numbers(32, 16, 3, 3)
     options = {"stride": 2, "groups": 2}
-    ours = layers(EMULATED, precision)["bn_relu_conv"].forward(x, gamma, beta, w, residual, **options)[0]
-    exact = ops.LAYERS["bn_relu_conv"].forward(
-        *(a.astype(np.float64) for a in (x, gamma, beta, w, residual)), **options
-    )[0]
-    a = ops.LAYERS["bn_relu"].forward(x, gamma, beta, groups=2)[0]
-    plain = ops.LAYERS["conv"].forward(rounded(a, precision), rounded(w, precision), residual, stride=2)[0]
+    ours = layers(EMULATED, precision)["bn_relu_conv"].forward(x, gamma, beta, w, **options)[0]
+    exact = BN_RELU_CONV.forward(*(a.astype(np.float64) for a in (x, gamma, beta, w)), **options)[0]
+    a = BN_RELU.forward(x, gamma, beta, groups=2)[0]
+    plain = LAYERS["conv"].forward(rounded(a, precision), rounded(w, precision), stride=2)[0]
     assert rms(plain - exact) > 1e-5 * rms(exact)
     share_of_allowed_error(ours, plain, exact)
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("sizes", [(4, 16, 32, 9, 2), (2, 20, 70, 5, 1), (2, 16, 16, 16, 1)], ids=str)
-def test_moments_found_on_the_way_are_those_of_the_output(precision, sizes):
-    n, c_in, c_out, size, groups = sizes
-    x, gamma, beta = numbers(n, c_in, size, size), 1 + 0.1 * numbers(c_in), numbers(c_in, seed=1)
-    bn, conv = BatchNorm(EMULATED, relu=True), Conv(EMULATED, precision)
-    w, residual = numbers(c_out, c_in, 3, 3), numbers(n, size, size, c_out) + 1
-    results = []
-    for seed in SCHEDULES:
-        with schedule(seed):
-            cache, _ = bn.moments(x, gamma, beta, groups, 1e-5)
-            results.append(conv.convolve_with_moments(cache.x, w, residual, 1, cache.activation, 1e-5))
-    for other in results[1:]:
-        assert all(np.array_equal(a, b) for a, b in zip(results[0], other, strict=True))
-    y, mean, var, rstd = results[0]
-    np.testing.assert_array_equal(y, conv.convolve(cache.x, w, residual, 1, cache.activation))
-    grouped = y.reshape(groups, -1, c_out)
-    exact_mean, exact_var = grouped.mean(axis=1, dtype=np.float64), grouped.var(axis=1, dtype=np.float64)
-    plain_mean, plain_var = grouped.mean(axis=1), grouped.var(axis=1)
-    share_of_allowed_error(mean, plain_mean, exact_mean)
-    share_of_allowed_error(var, plain_var, exact_var)
-    np.testing.assert_allclose(rstd, (exact_var + 1e-5) ** -0.5, rtol=1e-5)
 
 
 def test_a_card_that_is_too_old_is_refused_in_one_sentence():

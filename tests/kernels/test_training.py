@@ -6,13 +6,14 @@ import pytest
 from tests.gpu.stand_in import installed, stand_in
 from tests.kernels.emulator import schedule
 from tests.kernels.tools import EMULATED, SCHEDULES, require_compiler
-from tinyres.backends import get_backend
+from tinyres.backend import Job, get_backend
+from tinyres.data import FromFunction
 from tinyres.init import initialise
 from tinyres.networks import build_network
 from tinyres.optim import update
 from tinyres.recipes import PAPER, TORCH_PORT
-from tinyres_gpu.kernels.update import Update
-from tinyres_gpu.oracle import rms, share_of_allowed_error
+from tinyres_gpu.check.oracle import rms, share_of_allowed_error
+from tinyres_gpu.kernels.pairs.update import Update
 
 pytestmark = require_compiler
 
@@ -44,13 +45,14 @@ def test_one_launch_updates_all_parameters(recipe):
 
 
 def train(backend, network, recipe, dtype):
+    @FromFunction
     def draw(t):
         rng = np.random.default_rng(t)
         images, labels = rng.standard_normal((4, 3, 16, 16)), rng.integers(0, 10, 4)
         return backend.xp.asarray(images.astype(dtype)), backend.xp.asarray(labels)
 
     state = initialise(network, recipe, 0, dtype=dtype)
-    step = backend.make_step(network, recipe, draw, state, iterations=3, dtype=dtype)
+    step = backend.make_step(Job(network, recipe, draw, state, iterations=3, dtype=dtype))
     losses = [step(t) for t in range(3)]
     return losses, step.state()
 

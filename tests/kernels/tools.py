@@ -8,9 +8,9 @@ import pytest
 
 from tests.kernels.emulator import EmulatedModule, schedule
 from tests.kernels.nvrtc import find_library
+from tinyres_gpu.check.oracle import TEXTBOOK, Case, judge, numbers, rounding_pairs, run
 from tinyres_gpu.kernels import layers, merges
-from tinyres_gpu.kernels.loader import Device
-from tinyres_gpu.oracle import TEXTBOOK, Case, judge, numbers, rounding_pairs, run
+from tinyres_gpu.kernels.common.loader import Device
 
 SCHEDULES = (0, 1, 2, 3)  # in order, backwards, shuffled, one warp far ahead
 REQUIRED = os.environ.get("TINYRES_REQUIRE", "").split(",")

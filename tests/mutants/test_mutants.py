@@ -6,16 +6,21 @@ forward pass stays as it is. Of a few random cases at least one has to fail: a f
 
 import inspect
 import sys
+import textwrap
 
 import numpy as np
 import pytest
 
-from tinyres import chain, gradcheck_cases, networks, ops, units
-from tinyres.contract import Pair
+from tinyres import chain, units
+from tinyres.backend import Pair
+from tinyres.checks import cases
+from tinyres.checks.cases import CELLS, PAIRS, Draw, check_network, check_unit
+from tinyres.fusion.pairs import recomputing_bn_relu_conv
 from tinyres.gradcheck import GradientError, check_gradient
-from tinyres.gradcheck_cases import CELLS, PAIRS, Draw, check_network, check_unit
-from tinyres.ops.bn import bn_output
-from tinyres.ops.bn_relu_conv import recomputing_bn_relu_conv
+from tinyres.layers import LAYERS
+from tinyres.layers.batch_norm import bn_output
+from tinyres.layers.conv import ConvCache
+from tinyres.shortcuts import MERGES
 
 CASES = 12
 
@@ -50,7 +55,6 @@ MUTANTS = {
         ("dw[:, :, i, j] = ", "dw[:, :, j, i] = ", "dw transposed"),
         ("padded = _pad(x, k)\n", "padded = _pad(x, k)[:, :, ::-1]\n", "dw from the input upside down"),
         ("border = k // 2", "border = 0", "wrong border cut off"),
-        ("dw, dy if has_residual", "dw, -dy if has_residual", "residual's sign"),
     ],
     "bn": [
         (BN_DX, BN_DX.replace(" - along_constant", ""), "term of the mean forgotten"),
@@ -75,13 +79,11 @@ MUTANTS = {
     "bn_relu_conv": [
         ("bn_relu_backward(da,", "bn_relu_backward(-da,", "wrong sign"),
         ("return dx, dgamma, dbeta,", "return dx, dbeta, dgamma,", "dgamma and dbeta exchanged"),
-        ("dw, dresidual\n", "dw, da if dresidual is not None else None\n", "another residual's gradient"),
     ],
     "bn_relu_conv (recomputing)": [
         ("bn_output(cache.bn, cache.beta)", "bn_output(cache.bn, 0 * cache.beta)", "recomputed without beta"),
-        ("remember(a,", "remember(bn_output(cache.bn, cache.beta),", "dw from before the ReLU"),
+        ("conv_cache(a,", "conv_cache(bn_output(cache.bn, cache.beta),", "dw from before the ReLU"),
         ("relu_backward(da, relu)", "da", "no mask"),
-        ("dy if cache.has_residual", "2 * dy if cache.has_residual", "residual twice"),
     ],
     "subsample": [
         (":: cache.stride, :: cache.stride] =", ": dy.shape[2], : dy.shape[3]] =", "stride forgotten"),
@@ -119,46 +121,52 @@ MUTANTS = {
         ("return cache.mask * dy", "return 2 * cache.mask * dy", "rescaled, unlike the paper's"),
         ("* dy, dy", "* dy, cache.mask * dy", "mask on F too"),
     ],
-    "dropout_inference": [
-        ("return cache.keep * dy", "return dy", "scale forgotten"),
-        ("* dy, dy", "* dy, cache.keep * dy", "F scaled too"),
-    ],
 }
 
 # The functions that put pairs together: (function, where its caller looks it up, check, mutants).
 COMPOSITIONS = [
     (
+        chain.Layer.backward,
+        chain.Layer,
+        check_unit,
+        [
+            ("d_parameters, strict", "d_parameters[::-1], strict", "dgamma and dbeta exchanged"),
+            ("return dx,", "return -dx,", "wrong sign"),
+        ],
+    ),
+    (
         chain.chain_backward,
         units,
         check_unit,
         [
-            ("dy = backend.relu.backward(dy, cache)", "pass", "ReLU skipped"),
-            ("dy = backend.subsample", "dy = -backend.subsample", "wrong sign through option A"),
-            ('conv.name + ".weight": dw,', 'conv.name + ".weight": dw[::-1],', "another filter's dw"),
-            ('{bn.name + ".weight": dgamma, bn', "{bn", "no dgamma"),
+            ("return dy, gradients", "return 1.001 * dy, gradients", "dx a little too large"),
+            ("gradients |= layer_gradients", "gradients = layer_gradients", "gradients of one layer alone"),
         ],
     ),
     (
-        units.unit_backward,
-        gradcheck_cases,
+        units.ResidualUnit.backward,
+        units.ResidualUnit,
         check_unit,
         [
             ("dx = through_shortcut + through_branch", "dx = through_branch", 'no "1 +" in Eq. (5)'),
             ("dx = through_shortcut + through_branch", "dx = through_shortcut", "no F in Eq. (5)"),
-            ("unit.shortcut, ds,", "unit.shortcut, dy,", "the merge's ds ignored"),
-            ("unit.branch, df,", "unit.branch, dy,", "the merge's df ignored"),
+            ("self.shortcut, ds,", "self.shortcut, dy,", "the merge's ds ignored"),
+            ("self.branch, df,", "self.branch, dy,", "the merge's df ignored"),
             ("dx, gradients_before =", "_, gradients_before =", "shared activation skipped"),
             (" | gradients_shortcut", "", "the projection's gradients forgotten"),
         ],
     ),
     (
-        networks.backward,
-        gradcheck_cases,
+        chain.chain_backward,
+        cases,
         check_network,
         [
-            ("dx, gradients_last =", "_, gradients_last =", "last activation skipped"),
-            ("gradients |= gradients_last", "pass", "last batch norm's gradients forgotten"),
-            ("return dx, gradients | gradients_stem", "return 2 * dx, gradients | gradients_stem", "dx twice"),
+            ("return dy, gradients", "return 2 * dy, gradients", "dx twice"),
+            (
+                "gradients |= layer_gradients",
+                "gradients = layer_gradients",
+                "gradients of the first layer alone",
+            ),
         ],
     ),
 ]
@@ -166,7 +174,7 @@ COMPOSITIONS = [
 
 def damage(function, there, replacement):
     """Return a function with one text of its source, which must be there exactly once, replaced."""
-    source = inspect.getsource(function)
+    source = textwrap.dedent(inspect.getsource(function))
     assert source.count(there) == 1, f"this mutant of {function.__name__} is out of date: {there!r}"
     namespace = dict(vars(sys.modules[function.__module__]))
     exec(source.replace(there, replacement), namespace)
@@ -176,7 +184,7 @@ def damage(function, there, replacement):
 def damaged_backward(name, there, replacement):
     if name == "bn_relu_conv (recomputing)":  # made by a function
         make = damage(recomputing_bn_relu_conv, there, replacement)
-        return make(ops.LAYERS["bn"], bn_output, ops.LAYERS["conv"])
+        return make(LAYERS["bn"], bn_output, LAYERS["conv"], ConvCache)
     forward, backward, *_ = PAIRS[name][0]
     return Pair(forward, damage(backward, there, replacement))
 
@@ -235,5 +243,5 @@ def test_a_damaged_composition_fails(function, caller, check, there, replacement
 
 
 def test_every_pair_has_at_least_two_mutants():
-    for name in {*ops.LAYERS, *ops.MERGES, *PAIRS}:
+    for name in {*LAYERS, *MERGES, *PAIRS}:
         assert len({mutant[:2] for mutant in MUTANTS[name]}) >= 2, name

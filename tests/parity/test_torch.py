@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from tests.requirements import require
-from tinyres.backends import get_backend
-from tinyres.chain import Pass
+from tinyres.backend import Job, get_backend
+from tinyres.chain import Pass, chain_backward, chain_forward, chain_inference
+from tinyres.data import FromFunction
 from tinyres.init import initialise
-from tinyres.merges import FIGURE_2
-from tinyres.networks import Network, backward, build_network, forward, inference
-from tinyres.recipes import PAPER, TORCH_PORT, Recipe
-from tinyres.schedule import learning_rate
+from tinyres.networks import Network, build_network
+from tinyres.recipes import PAPER, TORCH_PORT, Recipe, learning_rate
+from tinyres.shortcuts import FIGURE_2
 from tinyres.step import dropout_masks
 from tinyres.units import FIGURE_4
 
@@ -51,10 +51,12 @@ def compare(
     masks = dropout_masks(network, x.shape, seed=3, t=4, xp=np)
 
     run = Pass(backend, state, groups, 1e-5, masks)
-    logits, _, cache = forward(run, network, x)
-    _, loss_cache = backend.softmax_cross_entropy.forward(logits, labels)
-    dx, ours = backward(backend, network, backend.softmax_cross_entropy.backward(1.0, loss_cache), cache)
-    ours |= {"logits": logits, "x": dx, "inference": inference(run, network, x)}
+    logits, _, cache = chain_forward(run, network.layers, x)
+    _, loss_cache = backend.layers["softmax_cross_entropy"].forward(logits, labels)
+    dx, ours = chain_backward(
+        backend, network.layers, backend.layers["softmax_cross_entropy"].backward(1.0, loss_cache), cache
+    )
+    ours |= {"logits": logits, "x": dx, "inference": chain_inference(run, network.layers, x)}
 
     module = load_state(ResNet(network, groups=groups, **numbers).double(), state)
     for name, mask in masks.items():
@@ -106,12 +108,15 @@ def test_twenty_steps_of_the_recipe(recipe, unit):
 def train_both(network: Network, recipe: Recipe, n: int, size: int, steps: int) -> float:
     """Return the worst relative difference of parameters and running statistics after some training steps."""
 
+    @FromFunction
     def batches(t: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng(t)
         return rng.standard_normal((n, 3, size, size)), rng.integers(0, 10, n)
 
     start = initialise(network, recipe, seed=0, dtype=np.float64)
-    step = get_backend("numpy").make_step(network, recipe, batches, start, iterations=steps, dtype=np.float64)
+    step = get_backend("numpy").make_step(
+        Job(network, recipe, batches, start, iterations=steps, dtype=np.float64)
+    )
     module = load_state(ResNet(network, groups=recipe.groups(n)).double(), start)
     everything = list(module.named_parameters())
     decayed = [p for _, p in everything if recipe.decay_scope == "all" or p.ndim > 1]

@@ -7,9 +7,9 @@ from tinyres.recipes import PAPER
 from tinyres_gpu.plan.__main__ import main
 from tinyres_gpu.plan.choices import Choices
 from tinyres_gpu.plan.compile import compile_step
-from tinyres_gpu.plan.composed import composed_launches
-from tinyres_gpu.plan.emit import Pixels
-from tinyres_gpu.plan.price import cost, get_card
+from tinyres_gpu.plan.forward import Pixels
+from tinyres_gpu.plan.price.composed import composed_launches
+from tinyres_gpu.plan.price.roofline import cost, get_card
 
 CHAPTER = Path(__file__).parents[2] / "docs" / "gpu_step.md"
 DEPTHS = (110, 164, 1001)
@@ -26,7 +26,7 @@ def rows():
     pairs = [cost(composed_launches(n, PAPER, 128, "tf32"), get_card("h100", "tf32")) for n in networks]
     apart = [planned(n, "tf32", fold=False) for n in networks]
     folded, branches, merged, stream = (
-        [planned(n, *how, stream=stream) for n in networks]
+        [planned(n, *how, stream_format=stream) for n in networks]
         for *how, stream in (
             ("tf32", "float32"),
             ("bf16", "float32"),

@@ -19,7 +19,7 @@ from tests.plan.tools import (
 )
 from tinyres.networks import build_network
 from tinyres.recipes import PAPER
-from tinyres_gpu.kernels.loader import KERNELS
+from tinyres_gpu.kernels.common.sources import KERNELS
 from tinyres_gpu.plan.choices import (
     APART,
     ARCHITECTURES,
@@ -34,11 +34,11 @@ from tinyres_gpu.plan.choices import (
     kernel_of,
 )
 from tinyres_gpu.plan.compile import compile_step
-from tinyres_gpu.plan.emit import Pixels
 from tinyres_gpu.plan.fold import FINISHING
-from tinyres_gpu.plan.kept import as_json
+from tinyres_gpu.plan.forward import Pixels
 from tinyres_gpu.plan.launches import verify
-from tinyres_gpu.plan.tune import questions_of
+from tinyres_gpu.plan.tuning.kept import as_json
+from tinyres_gpu.plan.tuning.tune import questions_of
 
 
 def asked(network, recipe, batch_size, **options):

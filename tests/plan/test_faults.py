@@ -11,7 +11,7 @@ import pytest
 from tests.kernels.emulator import EmulatedModule, EmulationError, schedule
 from tests.kernels.tools import EMULATED, EmulatedDevice, require_compiler
 from tests.plan.tools import assert_as_good, build, gradients_of, planned, textbook
-from tinyres_gpu.kernels.loader import KERNELS, read_source
+from tinyres_gpu.kernels.common.sources import KERNELS, read_source
 
 pytestmark = require_compiler
 

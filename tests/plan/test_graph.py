@@ -7,7 +7,7 @@ from weakref import ref
 import numpy as np
 import pytest
 
-from tests.fast.test_step import random_state
+from tests.cpu.test_step import random_state
 from tests.gpu.stand_in import (
     TRANSFERS,
     WAITED,
@@ -20,13 +20,13 @@ from tests.gpu.stand_in import (
 from tests.kernels.tools import require_compiler
 from tests.plan.tools import GROUPED, planned
 from tests.toy_run import toy_data
-from tinyres.backends import get_backend
-from tinyres.config import Config
+from tinyres.backend import Job, get_backend
 from tinyres.data import Batches
 from tinyres.errors import UserError
 from tinyres.networks import build_network
 from tinyres.recipes import PAPER, TORCH_PORT
-from tinyres.train import train
+from tinyres.training.config import Config
+from tinyres.training.train import train
 from tinyres_gpu.plan.launches import verify
 
 pytestmark = require_compiler
@@ -49,7 +49,7 @@ def on_gpu(cupy, recipe=GROUPED, batch_size=6, network=None, precision="float32"
     )
     state = random_state(network, recipe, np.float32)
     options["iterations"] = 20
-    step = get_backend("cupy", precision).make_step(network, recipe, batches, state, **options)
+    step = get_backend("cupy", precision).make_step(Job(network, recipe, batches, state, **options))
     return step, planned(network, recipe, batches=plain, state=state, precision=precision, **options)
 
 
@@ -158,22 +158,22 @@ def test_what_has_no_plan_is_composed_and_says_so(cupy):
     training, _ = toy_data()
     batches = Batches(training, PAPER, seed=0, batch_size=4, dtype=np.float32, xp=cupy)
     state = random_state(network, PAPER, np.float32)
-    step = get_backend("cupy").make_step(network, PAPER, batches, state, iterations=4)
+    step = get_backend("cupy").make_step(Job(network, PAPER, batches, state, iterations=4))
     assert step.kind == "composed"
     assert "dropout" in step.why
 
 
 def test_a_stream_of_16_bits_is_for_plans_of_bfloat16(cupy):
-    step, other = on_gpu(cupy, precision="bf16", stored="fp16")
+    step, other = on_gpu(cupy, precision="bf16", stream_format="fp16")
     assert [step(t) for t in range(3)] == [other(t) for t in range(3)]
     dtypes = {program.arrays["conv1.y"].dtype for program, _ in step.runners.values()}
     assert dtypes == {np.dtype(np.float16)}
     with pytest.raises(UserError, match="use --precision bf16"):
-        on_gpu(cupy, precision="tf32", stored="fp16")
+        on_gpu(cupy, precision="tf32", stream_format="fp16")
     with pytest.raises(UserError, match="needs --precision bf16, not float32"):
         train(Config(dataset="shapes", backend="cupy", stream="fp16"), "nowhere")
     with pytest.raises(UserError, match="only a plan stores the stream in fp16: use --stream float32"):
-        on_gpu(cupy, network=build_network(8, shortcut="dropout"), precision="bf16", stored="fp16")
+        on_gpu(cupy, network=build_network(8, shortcut="dropout"), precision="bf16", stream_format="fp16")
 
 
 def test_too_little_memory_says_what_would_fit(cupy, monkeypatch):

@@ -10,15 +10,20 @@ from tests.kernels.tools import EMULATED, require_compiler
 from tests.plan.tools import GROUPED, IMAGES, NETWORKS, SIZE, build, gradients_of, planned
 from tinyres.networks import build_network
 from tinyres.recipes import PAPER
+from tinyres.training.cost import multiply_adds
+from tinyres_gpu.kernels.common.sources import KERNELS, ArgumentError, argument_names
+from tinyres_gpu.plan import forward
 from tinyres_gpu.plan.__main__ import main
 from tinyres_gpu.plan.choices import Choices, Hardware
 from tinyres_gpu.plan.compile import compile_step, why_not
-from tinyres_gpu.plan.composed import composed_launches
-from tinyres_gpu.plan.emit import Pixels
+from tinyres_gpu.plan.emit import Emitter
 from tinyres_gpu.plan.fold import FINISHING
+from tinyres_gpu.plan.forward import Pixels
 from tinyres_gpu.plan.launches import Buffer, Gathered, Launch, Plan, PlanFault, Table, Updated, Written, verify
-from tinyres_gpu.plan.layout import from_plan, to_plan
-from tinyres_gpu.plan.price import cost, get_card
+from tinyres_gpu.plan.layout import from_gpu_layout, to_gpu_layout
+from tinyres_gpu.plan.price.composed import composed_launches
+from tinyres_gpu.plan.price.roofline import cost, get_card
+from tinyres_gpu.plan.storage import get_storage
 
 GB = 1e9
 
@@ -48,7 +53,7 @@ def test_a_plan_says_what_its_kernels_write(name, fold, precision):
     for launch in small(name, precision=precision, pixels=Pixels(10, *SIZE), fold=fold).launches:
         signature = EMULATED.kernel(launch.kernel).signature
         assert len(signature) == len(launch.arguments), launch.kernel
-        for argument, kind in zip(launch.arguments, signature, strict=True):
+        for argument, kind in zip(launch.arguments.values(), signature, strict=True):
             if isinstance(argument, Written | Updated | Gathered):
                 assert kind[0] == "w", launch
             elif isinstance(argument, Buffer):
@@ -96,10 +101,12 @@ def test_what_the_headline_networks_cost(depth, launches, folded, gigabytes, are
     assert len(plan.launches) == folded
     finishing = [launch for launch in plan.launches if launch.kind == FINISHING]
     assert launches - folded == 2 * len(network.batch_norms) - len(finishing)
-    assert all(launch.arguments[1].shape[2] >= 64 for launch in finishing)  # many tiles of many channels
+    assert all(
+        launch.arguments["partial"].shape[2] >= 64 for launch in finishing
+    )  # many tiles of many channels
     assert sum(launch.bytes for launch in plan.launches) / GB == pytest.approx(gigabytes, abs=0.005)
     assert plan.placement.size / GB == pytest.approx(arena, abs=0.005)
-    convolved = 128 * (3 * network.multiply_adds - 16 * 27 * 32 * 32)  # no gradient goes back to the images
+    convolved = 128 * (3 * multiply_adds(network) - 16 * 27 * 32 * 32)  # no gradient goes back to the images
     assert sum(launch.multiply_adds for launch in plan.launches) == convolved
 
 
@@ -130,7 +137,9 @@ def test_the_ladder_stands_on_what_the_composed_step_launches():
 
 def test_time_is_bytes_or_arithmetic_whichever_is_longer():
     card = get_card("h100", "bf16", 1e12)
-    moved = Launch("copy", "copies", (1,), (Buffer("x", (250_000,)), Written(Buffer("y", (250_000,)))))
+    moved = Launch(
+        "copy", "copies", (1,), {"x": Buffer("x", (250_000,)), "y": Written(Buffer("y", (250_000,)))}
+    )
     assert card.floor(moved) == pytest.approx(2e-6)
     assert card.floor(replace(moved, multiply_adds=300 * 10**6, channels=16)) == pytest.approx(4e-6)
     assert card.floor(replace(moved, multiply_adds=300 * 10**6, channels=64)) == pytest.approx(2e-6)
@@ -139,7 +148,7 @@ def test_time_is_bytes_or_arithmetic_whichever_is_longer():
 @pytest.mark.parametrize("shape", [(16, 3, 3, 3), (32, 16, 1, 1), (10, 64), (7,)], ids=str)
 def test_parameters_come_back_as_they_went(shape):
     value = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    back = from_plan(to_plan(value), shape)
+    back = from_gpu_layout(to_gpu_layout(value), shape)
     np.testing.assert_array_equal(back, value)
     assert back.flags.c_contiguous
 
@@ -244,27 +253,92 @@ def test_reading_what_the_same_launch_fills_is_refused():
     """A data gradient that is kept where it is read: other blocks may read it after it was changed."""
     plan = small("two units a stage")
     number = next(
-        i for i, launch in enumerate(plan.launches) if launch.kind == "data gradients" and launch.arguments[0]
+        i
+        for i, launch in enumerate(plan.launches)
+        if launch.kind == "data gradients" and launch.arguments["base"]
     )
-    arguments = list(plan.launches[number].arguments)
-    arguments[6] = Written(arguments[0])
+    arguments = plan.launches[number].arguments
     with pytest.raises(PlanFault, match="reads and fills"):
-        verify(damage(plan, number, arguments=tuple(arguments)))
+        verify(damage(plan, number, arguments={**arguments, "kept": Written(arguments["base"])}))
 
 
-def exchanged(arguments, at, buffer):
-    return (*arguments[:at], buffer, *arguments[at + 1 :])
+# ---- Arguments, which are given by name
+
+
+CLASSIFY = (
+    "pooled",
+    "w",
+    "b",
+    "labels",
+    "dlogits",
+    "dpooled",
+    "loss_and_error",
+    "classes",
+    "channels",
+    "share",
+)
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (CLASSIFY[:-1], "the kernel classify misses share."),
+        ((*CLASSIFY, "stride"), "the kernel classify has no argument stride."),
+        ((*CLASSIFY[:-1], "shear"), "the kernel classify misses share, and has no argument shear."),
+        ((), f"the kernel classify misses {', '.join(CLASSIFY)}."),
+    ],
+    ids=["missing", "one too many", "misspelt", "none"],
+)
+def test_arguments_that_the_kernel_has_not_are_refused_when_the_plan_is_compiled(names, sentence):
+    emit = Emitter(IMAGES, 2, "float32", get_storage("float32"), GROUPED, Choices())
+    with pytest.raises(ArgumentError) as caught:
+        emit.launch("classify", "head", (1,), dict.fromkeys(names, 1))
+    assert str(caught.value) == sentence
+
+
+def test_a_misspelt_argument_stops_the_compiling_of_a_whole_plan(monkeypatch):
+    right = forward.convolution_sizes
+    wrong = lambda *of: {"hight" if name == "height" else name: size for name, size in right(*of).items()}  # noqa: E731
+    monkeypatch.setattr(forward, "convolution_sizes", wrong)
+    with pytest.raises(
+        ArgumentError, match=r"fused_conv<16, Float32> misses height, and has no argument hight\.$"
+    ):
+        small()
+
+
+def test_arguments_reach_the_kernel_in_the_order_of_its_source():
+    emit = Emitter(IMAGES, 2, "float32", get_storage("float32"), GROUPED, Choices())
+    emit.launch("classify", "head", (1,), {name: CLASSIFY.index(name) for name in sorted(CLASSIFY)})
+    assert list(emit.launches[0].arguments.values()) == list(range(len(CLASSIFY)))
+    plan = small()
+    arguments = dict(reversed(plan.launches[1].arguments.items()))
+    with pytest.raises(PlanFault, match="not in the order"):
+        verify(damage(plan, 1, arguments=arguments))
+
+
+@require_compiler
+def test_every_kernels_arguments_are_as_many_as_the_compiler_counts():
+    for kernels in KERNELS.values():
+        for name in kernels:
+            assert len(argument_names(name)) == len(EMULATED.kernel(name).signature), name
+
+
+# ---- Plans with a wrong argument
+
+
+def exchanged(plan, number, **arguments):
+    assert arguments.keys() <= plan.launches[number].arguments.keys()
+    return number, {**plan.launches[number].arguments, **arguments}
 
 
 def stale_moments(plan):
     """The second convolution normalises by the moments of the first one's input."""
     first, second = (find(plan, "fused_conv", which) for which in (1, 2))
-    return second, exchanged(plan.launches[second].arguments, 2, plan.launches[first].arguments[2])
+    return exchanged(plan, second, norm=plan.launches[first].arguments["norm"])
 
 
 def no_shortcut(plan):
-    number = find(plan, "fused_conv", 2)
-    return number, exchanged(plan.launches[number].arguments, 4, None)
+    return exchanged(plan, find(plan, "fused_conv", 2), shortcut=None)
 
 
 def gradient_without_the_shortcuts(plan):
@@ -272,33 +346,29 @@ def gradient_without_the_shortcuts(plan):
     number = next(
         i
         for i, launch in enumerate(plan.launches)
-        if launch.kind == "data gradients" and launch.arguments[0] and launch.arguments[1]
+        if launch.kind == "data gradients" and launch.arguments["base"] and launch.arguments["dz"]
     )
-    return number, exchanged(plan.launches[number].arguments, 0, None)
+    return exchanged(plan, number, base=None)
 
 
 def one_group(plan):
     """A convolution takes the whole mini-batch for one group."""
     number = find(plan, "fused_conv", 2)
-    arguments = plan.launches[number].arguments
-    at = arguments.index(IMAGES)
-    assert arguments[at + 1] == IMAGES // 2
-    return number, exchanged(arguments, at + 1, IMAGES)
+    assert plan.launches[number].arguments["images_per_group"] == IMAGES // 2
+    return exchanged(plan, number, images_per_group=IMAGES)
 
 
 def moments_of_the_wrong_count(plan):
     """The last tile is not as full as its convolution takes it to be."""
     number = find(plan, "fused_conv", 1)
-    arguments = plan.launches[number].arguments
-    (row,) = arguments[-2].rows
-    return number, exchanged(arguments, len(arguments) - 2, Table(((*row[:8], row[8] - 1, *row[9:]),)))
+    (row,) = plan.launches[number].arguments["to_finish"].rows
+    return exchanged(plan, number, to_finish=Table(((*row[:8], row[8] - 1, *row[9:]),)))
 
 
 def moments_of_one_group(plan):
     number = find(plan, "fused_conv", 1)
-    arguments = plan.launches[number].arguments
-    (row,) = arguments[-2].rows
-    return number, exchanged(arguments, len(arguments) - 2, Table(((*row[:5], 1, *row[6:]),)))
+    (row,) = plan.launches[number].arguments["to_finish"].rows
+    return exchanged(plan, number, to_finish=Table(((*row[:5], 1, *row[6:]),)))
 
 
 @require_compiler

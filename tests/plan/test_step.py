@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.fast.test_step import make_batches, random_state
+from tests.cpu.test_step import make_batches, random_state
 from tests.kernels.emulator import schedule
 from tests.kernels.tools import SCHEDULES, require_compiler
 from tests.plan.tools import (
@@ -54,7 +54,7 @@ def test_a_step_rounds_no_more_than_its_formats(name, precision, stream):
     size = (16, 16)  # enough pixels in the last stage for a ReLU or two not to matter
     exact_loss, _, exact_gradients, exact = textbook(network, np.float64, size=size)
     plain_loss, _, plain_gradients, plain = textbook(network, np.float32, precision, stream, size=size)
-    step = planned(network, precision=precision, stored=stream, size=size)
+    step = planned(network, precision=precision, stream_format=stream, size=size)
     loss, _ = step(0)
     assert abs(loss - exact_loss) <= 2 * abs(plain_loss - exact_loss) + 0.003 * exact_loss
     assert_as_good(gradients_of(step), plain_gradients, exact_gradients, "the gradient")

@@ -7,19 +7,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tests.fast.test_step import make_batches, random_state
+from tests.cpu.test_step import make_batches, random_state
 from tests.gpu.stand_in import OutOfMemoryError, Stream, installed, stand_in
 from tests.kernels.tools import EMULATED, require_compiler
 from tests.plan.tools import GROUPED, planned
 from tests.toy_run import toy_data
-from tinyres.backends import get_backend
+from tinyres.backend import Job, get_backend
 from tinyres.data import Batches
 from tinyres.errors import UserError
 from tinyres.networks import build_network
-from tinyres_gpu.plan import tune
 from tinyres_gpu.plan.choices import APART, BOTH, HOPPER, WEIGHTS, Choices, candidates
 from tinyres_gpu.plan.compile import compile_step
-from tinyres_gpu.plan.kept import as_json, from_json
+from tinyres_gpu.plan.tuning import timing, tune
+from tinyres_gpu.plan.tuning.kept import as_json, from_json
 
 pytestmark = require_compiler
 
@@ -46,7 +46,9 @@ def data(xp):
 def make_step(cupy, batches=None, precision="float32", **options):
     state = random_state(NETWORK, GROUPED, np.float32)
     batches = batches or data(cupy)
-    return get_backend("cupy", precision).make_step(NETWORK, GROUPED, batches, state, iterations=20, **options)
+    return get_backend("cupy", precision).make_step(
+        Job(NETWORK, GROUPED, batches, state, iterations=20, **options)
+    )
 
 
 def idle(plan):
@@ -195,12 +197,12 @@ def test_the_clock_counts_what_lies_between_its_events(cupy, monkeypatch):
 
     cupy.cuda.Event = Event
     cupy.cuda.get_elapsed_time = lambda start, end: 1000.0 * (end.at - start.at)
-    monkeypatch.setattr(tune, "REPEATS", 1)
+    monkeypatch.setattr(timing, "REPEATS", 1)
     monkeypatch.setattr(tune, "ROUNDS", 1)
     step = make_step(cupy)
     step(0)
     ((program, _),) = step.runners.values()
-    clock = tune.card_clock(cupy, tune.hardware_of(cupy))
+    clock = timing.card_clock(cupy, timing.hardware_of(cupy))
     assert clock(program, 3, 4, None) == clock(program, 3, 4, 2) == 1
     assert clock(program, 3, 5, 2) == 2
     found = tune.costs(program, clock)

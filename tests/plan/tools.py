@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from tests.fast.test_step import make_batches, random_state
+from tests.cpu.test_step import make_batches, random_state
 from tests.kernels.tools import EMULATED
-from tinyres.backends import get_backend
-from tinyres.chain import Pass
-from tinyres.networks import backward, build_network, forward
+from tinyres.backend import Job, get_backend
+from tinyres.chain import Pass, chain_backward, chain_forward
+from tinyres.networks import build_network
 from tinyres.recipes import PAPER
-from tinyres_gpu.oracle import planned_pairs, rms
-from tinyres_gpu.plan.layout import from_plan
+from tinyres_gpu.check.oracle import planned_pairs, rms
+from tinyres_gpu.plan.layout import from_gpu_layout
 from tinyres_gpu.plan.step import PlannedStep
 
 REFERENCE = get_backend("reference")
@@ -38,30 +38,33 @@ def planned(network, recipe=GROUPED, *, batches=None, state=None, size=SIZE, **o
     """Return a planned step on the emulated GPU."""
     state = random_state(network, recipe, np.float32) if state is None else state
     batches = batches or make_batches(IMAGES, size, np.float32)
-    options = {"device": EMULATED, "iterations": 4} | options
-    return PlannedStep(REFERENCE, network, recipe, batches, state, **options)
+    own = {name: options.pop(name) for name in ("precision", "cuda_stream", "device") if name in options}
+    job = Job(network, recipe, batches, state, **{"iterations": 4} | options)
+    return PlannedStep(REFERENCE, job, **{"device": EMULATED} | own)
 
 
 def gradients_of(step):
     """Return the gradients that a planned step has left, as the textbook has them."""
-    shapes = step.network.parameter_shapes
-    return {name: from_plan(step.arrays[f"gradient.{name}"], shape) for name, shape in shapes.items()}
+    shapes = step.job.network.parameter_shapes
+    return {name: from_gpu_layout(step.arrays[f"gradient.{name}"], shape) for name, shape in shapes.items()}
 
 
-def textbook(network, dtype, precision="float32", stream="float32", *, recipe=GROUPED, steps=1, size=SIZE):
+def textbook(
+    network, dtype, precision="float32", stream_format="float32", *, recipe=GROUPED, steps=1, size=SIZE
+):
     """Return loss, errors, gradients of the last step, and the state after some steps, by the textbook."""
-    pairs = {} if precision == "float32" else planned_pairs(precision, stream)
+    pairs = {} if precision == "float32" else planned_pairs(precision, stream_format)
     backend = replace(REFERENCE, **pairs)
     batches = make_batches(IMAGES, size, dtype)
     state = random_state(network, recipe, np.float32)
-    step = backend.make_step(network, recipe, batches, state, iterations=4, dtype=dtype)
+    step = backend.make_step(Job(network, recipe, batches, state, iterations=4, dtype=dtype))
     for t in range(steps):
         images, labels = batches(t)
         run = Pass(backend, step.state(), recipe.groups(len(labels)), recipe.eps)
-        logits, _, cache = forward(run, network, images)
-        _, loss_cache = backend.softmax_cross_entropy.forward(logits, labels)
-        dlogits = backend.softmax_cross_entropy.backward(1 / len(labels), loss_cache)
-        gradients = backward(backend, network, dlogits, cache)[1]
+        logits, _, cache = chain_forward(run, network.layers, images)
+        _, loss_cache = backend.layers["softmax_cross_entropy"].forward(logits, labels)
+        dlogits = backend.layers["softmax_cross_entropy"].backward(1 / len(labels), loss_cache)
+        gradients = chain_backward(backend, network.layers, dlogits, cache)[1]
         loss, errors = step(t)
     return loss, errors, gradients, step.state()
 

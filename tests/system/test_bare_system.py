@@ -13,7 +13,7 @@ import pytest
 from tests.data.fake_cifar import write_binary
 from tests.tiny_demo import TINY_CIFAR10
 from tests.toy_run import ending
-from tinyres.checkpoint import checkpoint_paths
+from tinyres.training.checkpoint import checkpoint_paths
 
 ROOT = Path(__file__).parents[2]
 FLAGS = "--depth 8 --batch-size 32 --iterations 12 --eval-every 5 --checkpoint-every 2 --replicas 2"
@@ -54,7 +54,7 @@ def test_the_system_is_bare() -> None:
     code = """
 from tests.system.bare_system import strip
 strip()
-import multiprocessing, tinyres.train
+import multiprocessing, tinyres.training.train
 from tinyres.system.platform import can_fork
 print(can_fork(), multiprocessing.get_start_method())
 import fcntl
@@ -86,7 +86,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(start, whole, tmp_path) -
 
 def test_a_folder_in_use_is_refused_there_too(tmp_path) -> None:
     strip = "from tests.system.bare_system import strip; strip()\n"
-    own = "import pathlib, sys; from tinyres.run_folder import owned\n"
+    own = "import pathlib, sys; from tinyres.system.locks import owned\n"
     hold = "with owned(pathlib.Path(sys.argv[1])): print('mine', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", strip + own + hold, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from tinyres.errors import UserError
-from tinyres.run_folder import owned
+from tinyres.system.locks import owned
 
 OWN = """
 import os, pathlib, sys, time
-from tinyres.run_folder import owned
+from tinyres.system.locks import owned
+
 with owned(pathlib.Path(sys.argv[1])):
 """
 

@@ -11,9 +11,9 @@ from tests import toy_run
 from tests.data.test_download import content, fetched, server  # noqa: F401 (fixtures)
 from tests.system.windows import is_open_or_mapped, windows  # noqa: F401 (a fixture)
 from tests.toy_run import ToyStep, ending, toy_train
-from tinyres.checkpoint import checkpoint_path, checkpoint_paths, load_checkpoint, save_checkpoint
 from tinyres.data.download import download
 from tinyres.system.files import write_file
+from tinyres.training.checkpoint import checkpoint_path, checkpoint_paths, load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(autouse=True)

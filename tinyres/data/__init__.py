@@ -1,7 +1,7 @@
 """Data sets, the augmentation of the paper, and mini-batches as pure functions of (seed, t)."""
 
 from tinyres.data.augmentation import Augmentation, augment, draw_augmentation
-from tinyres.data.batches import Batches
+from tinyres.data.batches import Batches, FromFunction
 from tinyres.data.dataset import Dataset, split
 from tinyres.data.load import DATASETS, data_folder, load_dataset
 from tinyres.data.normalisation import Normalisation
@@ -11,6 +11,7 @@ __all__ = [
     "Augmentation",
     "Batches",
     "Dataset",
+    "FromFunction",
     "Normalisation",
     "augment",
     "data_folder",

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from tinyres.array import Array, array_module
-from tinyres.randomness import Purpose, integers, words
+from tinyres.data.draws import integers
+from tinyres.randomness import Purpose, words
 
 PAD = 4  # pixels on each side
 

@@ -7,6 +7,7 @@ may straddle two passes. The Torch port counts epochs: its last mini-batch of a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -16,9 +17,10 @@ from numpy.typing import DTypeLike
 from tinyres.array import Array
 from tinyres.data.augmentation import augment, draw_augmentation
 from tinyres.data.dataset import Dataset
+from tinyres.data.draws import permutation
 from tinyres.data.normalisation import Normalisation
 from tinyres.errors import UserError
-from tinyres.randomness import Purpose, permutation
+from tinyres.randomness import Purpose
 from tinyres.recipes import Recipe
 
 _EVERYTHING = slice(None)
@@ -149,3 +151,31 @@ class Batches:
 
     def _draw_order(self, epoch: int) -> Array:
         return permutation(self.n, self.seed, Purpose.ORDER, iteration=epoch)
+
+
+class FromFunction:
+    """Mini-batches from a function of t, for experiments and tests; a share is cut from the whole.
+
+    Parameters
+    ----------
+    draw : callable
+        ``draw(t)`` returns images (N, 3, H, W), normalised, and labels (N,).
+
+    Examples
+    --------
+    >>> batches = FromFunction(lambda t: (np.full((4, 3, 8, 8), t), np.arange(4)))
+    >>> batches(7, slice(0, 2))[1], batches.size(7)
+    (array([0, 1]), 4)
+    """
+
+    def __init__(self, draw: Callable[[int], tuple[Array, Array]]) -> None:
+        self.draw = draw
+
+    def __call__(self, t: int, share: slice = _EVERYTHING) -> tuple[Array, Array]:
+        """Return the images and labels of mini-batch t, or of a share of it."""
+        images, labels = self.draw(t)
+        return images[share], labels[share]
+
+    def size(self, t: int) -> int:
+        """Return how many images mini-batch t has."""
+        return len(self.draw(t)[1])

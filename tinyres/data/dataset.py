@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tinyres.array import Array
+from tinyres.data.draws import permutation
 from tinyres.errors import UserError
-from tinyres.randomness import Purpose, permutation
+from tinyres.randomness import Purpose
 
 
 @dataclass(frozen=True)

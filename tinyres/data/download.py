@@ -18,9 +18,9 @@ from tinyres.data.load import data_folder
 from tinyres.data.transfer import MirrorError, fetch
 from tinyres.data.unpacking import unpack
 from tinyres.errors import UserError
-from tinyres.run_folder import owned
 from tinyres.system.command_line import CommandLine, exit_with_one_sentence
 from tinyres.system.files import remove_file, writing
+from tinyres.system.locks import owned
 from tinyres.system.platform import replace_file
 from tinyres.system.progress import Progress, progress
 

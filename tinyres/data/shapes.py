@@ -28,7 +28,8 @@ import numpy as np
 
 from tinyres.array import Array
 from tinyres.data.dataset import Dataset
-from tinyres.randomness import Purpose, integers, uniform, words
+from tinyres.data.draws import integers
+from tinyres.randomness import Purpose, uniform, words
 from tinyres.system.platform import cache_folder, replace_file
 
 TRAINING_IMAGES = 50_000

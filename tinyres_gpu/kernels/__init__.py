@@ -1,34 +1,38 @@
 """Our own CUDA kernels, as forward/backward pairs.
 
-`docs/kernels.md` is the introduction. A .cu file holds one idea, explained at its top; the Python file of the
-same name holds its launches; `loader.py` compiles what is needed when it is needed.
+`docs/kernels.md` is the introduction. There are three rooms:
+
+- `pairs`: the kernels of the forward/backward pairs, and the Python files that launch them
+- `planned`: the fused kernels, which only a planned step launches
+- `common`: the headers, and what loads, compiles and launches a kernel
+
+A .cu file holds one idea, explained at its top. A kernel is compiled when it is first needed.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from tinyres.contract import Pair
-from tinyres_gpu.kernels.bn import BatchNorm, BnInference, BnReluConv
-from tinyres_gpu.kernels.conv import Conv
-from tinyres_gpu.kernels.elementwise import (
+from tinyres.backend import Pair
+from tinyres_gpu.kernels.common.loader import CUPY, Device
+from tinyres_gpu.kernels.common.precision import PRECISIONS, check_precision
+from tinyres_gpu.kernels.pairs.bn import BatchNorm, BnInference, BnReluConv
+from tinyres_gpu.kernels.pairs.conv import Conv
+from tinyres_gpu.kernels.pairs.elementwise import (
     Dropout,
-    DropoutInference,
     Gating,
     Identity,
     Relu,
     Scaling,
     Subsample,
 )
-from tinyres_gpu.kernels.head import GlobalAveragePool, Linear, SoftmaxCrossEntropy
-from tinyres_gpu.kernels.loader import CUPY, Device
-from tinyres_gpu.kernels.precision import PRECISIONS, check_precision
+from tinyres_gpu.kernels.pairs.head import GlobalAveragePool, Linear, SoftmaxCrossEntropy
 
 __all__ = ["CUPY", "PRECISIONS", "Device", "check_precision", "layers", "merges"]
 
 
 def layers(device: Device = CUPY, precision: str = "float32") -> dict[str, Pair]:
-    """Return the table of layers on a device: fields of `tinyres.contract.Backend`.
+    """Return the table of layers on a device: `tinyres.backend.Backend.layers`.
 
     Parameters
     ----------
@@ -38,7 +42,7 @@ def layers(device: Device = CUPY, precision: str = "float32") -> dict[str, Pair]
     """
     conv, bn_relu = Conv(device, precision), BatchNorm(device, relu=True)
     return {
-        "conv": Pair(conv.forward, conv.backward, conv.remember),
+        "conv": _pair(conv),
         "bn": _pair(BatchNorm(device)),
         "relu": _pair(Relu(device)),
         "bn_relu": _pair(bn_relu),
@@ -47,13 +51,12 @@ def layers(device: Device = CUPY, precision: str = "float32") -> dict[str, Pair]
         "global_average_pool": _pair(GlobalAveragePool(device)),
         "linear": _pair(Linear(device)),
         "bn_inference": _pair(BnInference(device)),
-        "dropout_inference": _pair(DropoutInference(device)),
         "softmax_cross_entropy": _pair(SoftmaxCrossEntropy(device)),
     }
 
 
 def merges(device: Device = CUPY, precision: str = "float32") -> dict[str, Pair]:
-    """Return the table of merges on a device, by the names of `tinyres.merges`; gates have a convolution."""
+    """Return the table of merges on a device, by the names of `tinyres.shortcuts`; gates have a convolution."""
     conv = Conv(device, precision)
     return {
         "identity": _pair(Identity(device)),

@@ -1,9 +1,12 @@
 """The training step planned as a whole, for a GPU: `docs/gpu_step.md` is the introduction.
 
 - `launches`: buffers and launches, the plan as data; `arena`: where buffers lie
-- `compile`: from the tables of units to a plan; `emit`: one launch after the other
-- `choices`: which kernel in which shape; `tune`: measured on the card; `kept`: in the user's cache folder
-- `layout`: how parameters lie on the GPU
-- `program`: a plan on a device, run launch by launch or replayed as a CUDA graph
-- `price`, `composed`: what a plan costs by the roofline, beside the step that composes pairs
+- `compile`: from the tables of units to a plan
+- `forward`, `backward`, `update`: a function for each kind of launch; `emit`: what they share
+- `fold`: launches that only finish, folded into those before them
+- `choices`: which kernel in which shape; `tuning`: choices measured on the card, and kept
+- `layout`, `storage`: how parameters lie on the GPU, and in which format tensors are stored
+- `program`: a plan on a device, run launch by launch; `graph`: the same, replayed as a CUDA graph
+- `schedule`: what changes from iteration to iteration; `step`: the training step of the backend
+- `price`: what a plan costs by the roofline, beside the step that composes pairs
 """

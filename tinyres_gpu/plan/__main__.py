@@ -2,7 +2,7 @@
 
     python -m tinyres_gpu.plan --depth 164 --precision tf32 --card h100
 
-Nothing here was measured on a card: see `tinyres_gpu.plan.price`.
+Nothing here was measured on a card: see `tinyres_gpu.plan.price.roofline`.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ import argparse
 
 from tinyres.errors import UserError
 from tinyres.networks import OPTIONS, build_network
-from tinyres.recipes import PAPER_ITERATIONS, RECIPES, get_recipe
+from tinyres.recipes import PAPER_ITERATIONS, RECIPES
 from tinyres.system.command_line import CommandLine, exit_with_one_sentence
+from tinyres.training.config import get_recipe
 from tinyres_gpu.plan.choices import Choices
 from tinyres_gpu.plan.compile import compile_step, why_not
-from tinyres_gpu.plan.composed import composed_launches
-from tinyres_gpu.plan.emit import Pixels
+from tinyres_gpu.plan.forward import Pixels
 from tinyres_gpu.plan.launches import Plan
-from tinyres_gpu.plan.price import BANDWIDTHS, GAP, HOST, RATES, Card, Cost, by_kind, cost, get_card
-from tinyres_gpu.plan.storage import STREAMS
+from tinyres_gpu.plan.price.composed import composed_launches
+from tinyres_gpu.plan.price.roofline import BANDWIDTHS, GAP, HOST, RATES, Card, Cost, by_kind, cost, get_card
+from tinyres_gpu.plan.storage import STREAM_FORMATS
 
 GB = 1e9
 
@@ -35,7 +36,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--recipe", default="paper", help=", ".join(RECIPES))
     parser.add_argument("--precision", default="tf32", help=", ".join(RATES))
-    parser.add_argument("--stream", default="float32", help=f"{', '.join(STREAMS)}: of the residual stream")
+    parser.add_argument(
+        "--stream", default="float32", help=f"{', '.join(STREAM_FORMATS)}: of the residual stream"
+    )
     parser.add_argument("--card", default="h100", help=", ".join(BANDWIDTHS))
     parser.add_argument("--bandwidth", type=float, help="TB/s that the card copies, in place of the card's")
     parser.add_argument("--iterations", type=int, default=PAPER_ITERATIONS)
@@ -65,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     pixels = Pixels(
         mean_per_pixel=recipe.normalisation == "per-pixel-mean", pad_first=recipe.pad == "before-normalising"
     )
-    options = {"precision": asked.precision, "stream": asked.stream, "pixels": pixels}
+    options = {"precision": asked.precision, "stream_format": asked.stream, "pixels": pixels}
     plan = compile_step(network, recipe, asked.batch_size, **options)
     single = options | {"choices": Choices(merge=False)}
     apart, folded = (
@@ -118,7 +121,7 @@ def ladder(composed: Cost, apart: Cost, folded: Cost, planned: Cost, iterations:
         "fused, launched one by one": (apart, apart.one_by_one),
         "fused, replayed as a graph": (apart, apart.seconds),
         "finished by the last block": (folded, folded.seconds),
-        "both gradients in one": (planned, planned.seconds),
+        **({"both gradients in one": (planned, planned.seconds)} if planned != folded else {}),
         "the same without gaps": (planned, planned.floor),
     }
     lines = [f"{'':28}{'launches':>9}{'GB':>8}{'ms':>8}{f'minutes for {iterations:,}':>24}"]

@@ -1,8 +1,9 @@
-"""The choices among kernels and their shapes: what may be chosen, and what is where nobody has measured.
+"""The choices among kernels and their shapes: what may be chosen, and the defaults.
 
 A launch that convolves asks a `Question`, which says everything that its time depends on. A `Choice` answers
-it. All answers are right; they differ in speed, and in the order of some sums, so in last bits. `tune.py`
-finds the fastest answers on the card at hand.
+it. All answers are right. They differ in speed, and in the order of some sums, so in the last bits of the
+result. `tuning/tune.py` finds the fastest answers on the card at hand; where nobody has measured, the defaults
+hold.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import NamedTuple
 
-from tinyres_gpu.kernels.loader import GRADIENTS, STAGED_DEPTHS
+from tinyres_gpu.kernels.common.sources import GRADIENTS, STAGED_DEPTHS
 
 CONVOLUTIONS, DATA, WEIGHTS = "convolutions", "data gradients", "weight gradients"
 BOTH = "both gradients"
@@ -21,20 +22,23 @@ NAMES = {CONVOLUTIONS: "fused_conv", DATA: "fused_data_gradient", WEIGHTS: "fuse
 WIDEST = 32  # image whose window is staged, as in staged.cuh
 
 TILES = (64, 32, 16)
-"""Channels of a block; the widest first, since every block reads all it needs of the other operand again."""
+"""Channels of a block. The widest comes first: every block reads the other operand again, and with wide blocks
+there are fewer of them."""
 
 MOST, NEVER = 64, 0
-"""Partial results that a thread of the last block merges at most; where there are more, a launch of its own
-merges them, whose blocks share the work. What a thread can do in the time that a launch costs, as a guess."""
+"""How many partial results a thread of the last block merges at most. Where there are more, a launch of its own
+merges them, and the blocks of that launch share the work. `MOST` is a guess of what a thread can merge in the
+time that a launch takes."""
 
 SPLITS = ((2, 256), (1, 256), (4, 128))
-"""Blocks that a weight gradient is split into, for each processor of the card, and how many pixels they have at
-least. Two are at work there at a time; fewer leave less to add up, and more are a smaller loss where the last
-come too late. Short splits have more sums to write than pixels to read."""
+"""How a weight gradient can be split: into how many blocks for each processor of the card, and how many pixels
+a block has at least. A processor works on two blocks at a time. With fewer blocks there is less to add up. With
+more blocks each of them is shorter, so that less time is lost in waiting for the last ones. Blocks that are too
+short write more sums than they read pixels."""
 
 
 class Hardware(NamedTuple):
-    """What decides of a card.
+    """The properties of a card that the choices depend on.
 
     Attributes
     ----------
@@ -84,13 +88,13 @@ class Question(NamedTuple):
     width: int
     c_in: int
     c_out: int
-    kernel: int
+    kernel_size: int
     stride: int
-    tensors: str  # what the launch reads and writes, in its order: formats, and - for what it does without
+    tensors: str  # the formats of what the launch reads and writes, in its order; - where there is no tensor
 
     @property
     def columns(self) -> int:
-        """The channels that the launch computes, which are dealt out over blocks."""
+        """How many channels the launch computes; they are dealt out over blocks."""
         return self.c_in if self.kind in (DATA, BOTH) else self.c_out
 
     @property
@@ -99,11 +103,11 @@ class Question(NamedTuple):
         return self.c_out if self.kind == DATA else self.c_in
 
     def __str__(self) -> str:
-        """Return it in words, by which it is looked up."""
+        """Return the question in words; its answer is looked up by them."""
         return (
             f"{self.kind} in {self.arithmetic}, {self.images} images in {self.groups} group(s), "
             f"{self.height}x{self.width}, {self.c_in} to {self.c_out} channels, "
-            f"{self.kernel}x{self.kernel} / {self.stride}, {self.tensors}"
+            f"{self.kernel_size}x{self.kernel_size} / {self.stride}, {self.tensors}"
         )
 
 
@@ -112,9 +116,9 @@ class Choice(NamedTuple):
 
     tile: int  # channels of a block
     staged: int = 0  # channels of the window that a block stages at a time; 0: it gathers (docs/gpu_step.md)
-    blocks: int = 0  # of a weight gradient: about how many,
-    shortest: int = 0  # and how many pixels they have at least
-    most: int = MOST  # of the others: partial results that a thread of the last block merges
+    blocks: int = 0  # into about how many blocks a weight gradient is split
+    shortest: int = 0  # how many pixels each of those blocks has at least
+    most: int = MOST  # how many partial results a thread of the last block merges at most
 
 
 APART = Choice(0)
@@ -140,13 +144,13 @@ def kernel_of(decision: Decision) -> str:
 
 
 def windows(question: Question) -> list[int]:
-    """Return how the window can be read, the default first: so many channels staged at a time, or 0, gathered.
+    """Return the ways to read the window, the default first: channels staged at a time, or 0 for gathering.
 
-    Staging wants a stride of 1 and an image that staged.cuh has room for. More channels at a time are fewer
-    rounds, and fewer blocks that find room on a processor.
+    Staging needs a stride of 1 and an image that staged.cuh has room for. With more channels at a time there
+    are fewer rounds, but fewer blocks find room on a processor.
     """
     depths = STAGED_DEPTHS.get(question.arithmetic, ())
-    fits_in = question.kernel == 1 or question.width <= WIDEST
+    fits_in = question.kernel_size == 1 or question.width <= WIDEST
     if question.kind == WEIGHTS or question.stride > 1 or not fits_in:
         return [0]
     return [*(depth for depth in reversed(depths) if question.summed % depth == 0), 0]
@@ -160,7 +164,7 @@ def merged_shapes(question: Question) -> list[tuple[int, int, int, int]]:
         shape
         for shape in GRADIENTS
         if question.c_in % shape[0] == 0
-        and (shape[1] * shape[2], shape[3]) == (question.c_out, question.kernel)
+        and (shape[1] * shape[2], shape[3]) == (question.c_out, question.kernel_size)
     )
     return sorted(shapes, reverse=True)
 
@@ -187,7 +191,7 @@ def candidates(question: Question, hardware: Hardware) -> list[Choice]:
 
 
 def fits(question: Question, choice: Choice) -> bool:
-    """Whether a choice answers a question, be it one that was made for another card."""
+    """Whether a choice answers a question; it may have been made for another card."""
     if question.kind == BOTH:
         tiles = [shape[0] for shape in merged_shapes(question)]
         merged = choice.tile in tiles and min(choice.blocks, choice.shortest) > 0
@@ -205,7 +209,7 @@ class Choices:
     Attributes
     ----------
     hardware : Hardware
-        What defaults are for.
+        The card that the defaults are for.
     chosen : mapping of str to Choice
         Answers in place of defaults, by the question in words.
     merge : bool

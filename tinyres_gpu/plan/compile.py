@@ -1,17 +1,25 @@
 r"""From the tables of units to a plan of the whole training step.
 
-    pre-activation    x ---- BN ReLU conv - BN ReLU conv -(+)- x'     every BN and ReLU is folded into the load
-    of
-                       \____________________________________/        the next convolution, + into the last's
-                       store
+A pre-activation unit:
 
-    original          x ---- conv - BN ReLU conv - BN -(+)- ReLU x'   likewise inside the branch; what stands
-                       \_____________________________/               behind the addition is a launch, `join`
+    x --+-- BN ReLU conv -- BN ReLU conv --(+)-- x'
+         \__________________________________/
 
-Backward, the gradient at a pre-activation unit's x' is g = base + a dz + b (x' - mean) + c: what came along
-the shortcut, and batch norm's backward in the unit above. The last convolution's data gradient computes it
-while reading, and keeps it: it is the base of the unit below, Eq. (5). In original units the masked gradient
-of x' plays its part.
+A convolution applies the batch norm and the ReLU before it while it loads its input. The last convolution of a
+unit adds the shortcut while it stores its output. So neither an activation nor F(x) is ever written down.
+
+An original unit:
+
+    x --+-- conv -- BN ReLU conv -- BN --(+)-- ReLU -- x'
+         \________________________________/
+
+Inside the branch the same holds. The last batch norm, the addition and the ReLU behind it are a launch of their
+own, `join`.
+
+Backward, the gradient at a pre-activation unit's x' is g = base + a dz + b (x' - mean) + c. Here `base` came
+along the shortcut of the unit above, and the rest is the backward of that unit's first batch norm. The data
+gradient of this unit's last convolution computes g while loading, and writes g down: g is the `base` of the
+unit below, which is Eq. (5). In original units the gradient of x', masked by the ReLU, plays the part of g.
 """
 
 from __future__ import annotations
@@ -20,19 +28,20 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from tinyres.chain import BatchNorm, Conv, Subsample
+from tinyres.cpu.compile import PlanError, check
 from tinyres.errors import UserError
 from tinyres.networks import IMAGE_SIZE, Network
 from tinyres.recipes import Recipe
 from tinyres.units import ResidualUnit
-from tinyres_gpu.kernels.loader import LARGEST
+from tinyres_gpu.kernels.common.loader import LARGEST
+from tinyres_gpu.plan import backward, forward, update
 from tinyres_gpu.plan.choices import Choices
-from tinyres_gpu.plan.emit import Arriving, Emitter, Feature, Norm, Pixels, Shortcut, Signal
+from tinyres_gpu.plan.emit import Arriving, Emitter, Feature, Norm, Shortcut, Signal
 from tinyres_gpu.plan.fold import fold_finishing
 from tinyres_gpu.plan.launches import Buffer, Plan
 from tinyres_gpu.plan.layout import PLANES, planned_shapes
 from tinyres_gpu.plan.storage import get_storage
 
-UNITS = ("preactivation", "original")
 CLASSES = 1024  # that the kernel `classify` has room for
 
 
@@ -45,14 +54,10 @@ def why_not(network: Network, size: tuple[int, int] = (IMAGE_SIZE, IMAGE_SIZE)) 
     >>> why_not(build_network(164)), why_not(build_network(8, shortcut="dropout"))
     ('', 'no plan for the dropout shortcut')
     """
-    if network.unit not in UNITS:
-        return f"no plan for {network.unit} units"
-    if any(unit.merge.pair != "identity" for unit in network.units):
-        return f"no plan for the {network.shortcut} shortcut"
-    if network.block == "single":
-        return "no plan for units of one layer"
-    if network.unit == "preactivation" and any(unit.shortcut and not unit.before for unit in network.units):
-        return "no plan for a shortcut that reads what is not activated"
+    try:
+        check(network, IMAGE_SIZE, IMAGE_SIZE)  # which networks: as on the CPU; which sizes is told below
+    except PlanError as refused:
+        return str(refused)
     if network.classes > CLASSES:
         return f"no plan for more than {CLASSES} classes"
     if any(pixels % 4 for pixels in size):
@@ -74,9 +79,9 @@ def compile_step(
     batch_size: int,
     *,
     precision: str = "float32",
-    stream: str = "float32",
+    stream_format: str = "float32",
     size: tuple[int, int] = (32, 32),
-    pixels: Pixels | None = None,
+    pixels: forward.Pixels | None = None,
     largest_batch: int | None = None,
     fold: bool = True,
     choices: Choices | None = None,
@@ -92,7 +97,7 @@ def compile_step(
     batch_size : int
     precision : {"float32", "tf32", "bf16"}
         What convolutions round their operands to; with ``bf16`` branches are stored so as well.
-    stream : {"float32", "bf16", "fp16"}
+    stream_format : {"float32", "bf16", "fp16"}
         What the residual stream is stored in.
     size : (int, int)
         Height and width of the images.
@@ -111,22 +116,22 @@ def compile_step(
     ValueError
         If there is no plan for this network.
     UserError
-        If a tensor has more numbers than kernels can count, or there is no such stream with this precision.
+        If a tensor has more numbers than kernels can count, or no stream has this format at this precision.
     """
     if why := why_not(network, size):
         raise ValueError(why)
-    storage = get_storage(precision, stream)
+    storage = get_storage(precision, stream_format)
     groups = recipe.groups(batch_size)
     emitter = Emitter(batch_size, groups, precision, storage, recipe, choices or Choices())
-    emitter.next_iteration()
+    forward.next_iteration(emitter)
     images = Buffer("images", (batch_size, *size, PLANES))
     if pixels:
-        emitter.augment(pixels, largest_batch or batch_size)
+        forward.augment(emitter, pixels, largest_batch or batch_size)
     compiler = _Compiler(emitter, network)
     compiler.run(images)
-    emitter.sum_splits()
-    emitter.update(network, planned_shapes(network))
-    emitter.pack()
+    backward.sum_splits(emitter)
+    update.update(emitter, network, planned_shapes(network))
+    update.pack(emitter)
     launches = tuple(fold_finishing(emitter.launches) if fold else emitter.launches)
     plan = Plan(batch_size, precision, launches, () if pixels else (images, emitter.labels))
     largest = max(plan.buffers.values(), key=lambda buffer: buffer.size if not buffer.permanent else 0)
@@ -148,26 +153,26 @@ class _Compiler:
         emit, network = self.emit, self.network
         conv1, *rest = network.stem
         assert isinstance(conv1, Conv)
-        feature = emit.conv(conv1, Signal(images))
+        feature = forward.conv(emit, conv1, Signal(images))
         units: list[Kept] = []
         if network.unit == "preactivation":
             for unit in network.units:
                 feature, kept = self.preactivation_forward(unit, feature)
                 units.append(kept)
-            norm = emit.norm(_first_norm(network.last), feature)
-            arriving = emit.head(Signal(norm.tensor, norm), norm, network.classes)
+            norm = forward.norm(emit, _first_norm(network.last), feature)
+            arriving = backward.head(emit, Signal(norm.tensor, norm), norm, network.classes)
             for kept in reversed(units):
                 arriving = self.preactivation_backward(kept, arriving)
         else:
-            norm = emit.norm(_first_norm(tuple(rest)), feature)
+            norm = forward.norm(emit, _first_norm(tuple(rest)), feature)
             signal, behind = Signal(norm.tensor, norm), norm
             for unit in network.units:
                 signal, behind, kept = self.original_forward(unit, signal, behind)
                 units.append(kept)
-            arriving = emit.head(signal, behind, network.classes)
+            arriving = backward.head(emit, signal, behind, network.classes)
             for kept in reversed(units):
                 arriving = self.original_backward(kept, arriving)
-        emit.weight_gradient(conv1, Signal(images), arriving)
+        backward.weight_gradient(emit, conv1, Signal(images), arriving)
 
     # ---- Pre-activation units: x' = s + F(x), where F begins with batch norm
 
@@ -178,12 +183,12 @@ class _Compiler:
         convs: list[tuple[Conv, Signal, Norm]] = []
         feature, shortcut = x, Shortcut(Signal(x.tensor))
         for bn, conv in zip(norms, _convs(unit), strict=True):
-            norm = emit.norm(bn, feature)
+            norm = forward.norm(emit, bn, feature)
             source = Signal(feature.tensor, norm)
             if not convs and unit.before:  # the shortcut reads this activation, too
                 match unit.shortcut:
                     case (Conv() as layer,):
-                        shortcut = Shortcut(Signal(emit.conv(layer, source, moments=False).tensor))
+                        shortcut = Shortcut(Signal(forward.conv(emit, layer, source, moments=False).tensor))
                         projection = layer, None
                     case (Subsample() as option_a,):
                         shortcut = Shortcut(source, option_a.stride)
@@ -191,20 +196,20 @@ class _Compiler:
                         shortcut = Shortcut(source)
             convs.append((conv, source, norm))
             ends = len(convs) == len(norms)
-            feature = emit.conv(conv, source, shortcut if ends else None, stream=ends)
+            feature = forward.conv(emit, conv, source, shortcut if ends else None, stream=ends)
         return feature, Kept(unit, convs, projection)
 
     def preactivation_backward(self, kept: Kept, arriving: Arriving) -> Arriving:
         """Emit the gradient at x from the one at x'."""
         emit, unit, convs = self.emit, kept.unit, kept.convs
         last, source, norm = convs[-1]
-        g = emit.stream_gradient(f"{unit.name}.g", (*norm.tensor.shape[:3], last.c_out))  # at x'
-        arriving = emit.gradients(last, source, arriving, norm, keep=g)
+        g = backward.stream_gradient(emit, f"{unit.name}.g", (*norm.tensor.shape[:3], last.c_out))  # at x'
+        arriving = backward.gradients(emit, last, source, arriving, norm, keep=g)
         for conv, source, norm in reversed(convs[1:-1]):
-            arriving = emit.gradients(conv, source, arriving, norm)
+            arriving = backward.gradients(emit, conv, source, arriving, norm)
         conv, source, norm = convs[0]
         added, stride = self.shortcut_gradient(kept, Arriving(g), g, source) if unit.before else (None, 1)
-        below = emit.gradients(conv, source, arriving, norm, added=added, added_stride=stride)
+        below = backward.gradients(emit, conv, source, arriving, norm, added=added, added_stride=stride)
         return below if unit.before else below._replace(base=g)  # Eq. (5): the "1 +" is this g
 
     # ---- Original units: x' = relu(s + F(x)), where F ends with batch norm
@@ -217,18 +222,18 @@ class _Compiler:
         source = x
         for bn, conv in zip(norms, _convs(unit), strict=True):
             convs.append((conv, source, behind))
-            behind = emit.norm(bn, emit.conv(conv, source, stream=len(convs) == len(norms)))
+            behind = forward.norm(emit, bn, forward.conv(emit, conv, source, stream=len(convs) == len(norms)))
             source = Signal(behind.tensor, behind)
         match unit.shortcut:
             case (Conv() as layer, BatchNorm() as bn):
-                norm = emit.norm(bn, emit.conv(layer, x))
+                norm = forward.norm(emit, bn, forward.conv(emit, layer, x))
                 projection = layer, norm
                 shortcut = Shortcut(Signal(norm.tensor, norm), rectified=False)
             case (Subsample() as option_a,):
                 shortcut = Shortcut(x, option_a.stride)
             case _:
                 shortcut = Shortcut(x)
-        y = emit.join(unit.name, behind, shortcut)
+        y = forward.join(emit, unit.name, behind, shortcut)
         return Signal(y), replace(behind, gate=y), Kept(unit, convs, projection)
 
     def original_backward(self, kept: Kept, arriving: Arriving) -> Arriving:
@@ -237,13 +242,13 @@ class _Compiler:
         masked = arriving.dz  # the gradient behind the addition: what the shortcut gets
         assert masked is not None
         for conv, source, norm in reversed(convs[1:]):
-            arriving = emit.gradients(conv, source, arriving, norm)
+            arriving = backward.gradients(emit, conv, source, arriving, norm)
         conv, source, norm = convs[0]
         at_shortcut = Arriving(masked)
         if kept.projection and kept.projection[1]:
-            at_shortcut = emit.projection_sums(kept.projection[1], masked)
+            at_shortcut = backward.projection_sums(emit, kept.projection[1], masked)
         added, stride = self.shortcut_gradient(kept, at_shortcut, masked, source)
-        return emit.gradients(conv, source, arriving, norm, added=added, added_stride=stride)
+        return backward.gradients(emit, conv, source, arriving, norm, added=added, added_stride=stride)
 
     def shortcut_gradient(
         self, kept: Kept, arriving: Arriving, whole: Buffer, source: Signal
@@ -262,8 +267,8 @@ class _Compiler:
         """
         match kept.unit.shortcut:
             case (Conv() as layer, *_):
-                dx = self.emit.plain_data_gradient(layer, arriving, source.tensor)
-                self.emit.weight_gradient(layer, source, arriving)
+                dx = backward.plain_data_gradient(self.emit, layer, arriving, source.tensor)
+                backward.weight_gradient(self.emit, layer, source, arriving)
                 return dx, 1
             case (Subsample() as option_a,):
                 return whole, option_a.stride

@@ -1,12 +1,13 @@
-"""Launches that bring partial results together, folded into the launches that leave them behind.
+"""Fold a launch that only finishes partial results into the launch that leaves them behind.
 
-A launch that only finishes moments or sums moves a few thousand numbers, and costs what a launch costs: there
-are two for each batch norm. Every kernel that leaves partial results can finish them itself, by whichever of
-its blocks comes last (`finish.cuh`), if it is told where things lie. So its last two arguments, empty so far,
-become the table of the launch that follows, and that launch is gone.
+A launch that only finishes moments or sums moves a few thousand numbers, but it takes the time that every
+launch takes at least. There are two of them for each batch norm. Every kernel that leaves partial results can
+finish them itself: the block that comes last does it (`finish.cuh`), if the kernel is told where things lie. So
+the table of the finishing launch becomes the argument `to_finish` of the launch before it, and the finishing
+launch is gone.
 
-The last block works alone while the rest of the GPU waits. Where much is to be merged, a launch of its own,
-whose blocks share the work, is left as it is.
+The last block works alone while the rest of the GPU waits. Where there is much to merge, the finishing launch
+stays, because its blocks share the work.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tinyres_gpu.kernels.loader import THREADS
+from tinyres_gpu.kernels.common.loader import THREADS
 from tinyres_gpu.plan.choices import MOST
-from tinyres_gpu.plan.launches import Buffer, Gathered, Launch, Table, Updated, Written
+from tinyres_gpu.plan.launches import Argument, Buffer, Gathered, Launch, Table, Updated, Written
 
 FINISHING = "finishing"
-UNFINISHED = (None, None)
-"""The last two arguments of a kernel that leaves partial results: what to finish, and who has arrived."""
+UNFINISHED: dict[str, Argument] = {"to_finish": None, "arrivals": None}
+"""Two arguments of each kernel that leaves partial results: what to finish, and who has arrived."""
 
 ARRIVALS = Buffer("arrivals", (64,), "int32", permanent=True)
-"""How many blocks of the launch that runs have arrived, by column of its grid; zero between launches."""
+"""How many blocks of the running launch have arrived, for each column of its grid; zero between launches."""
 
 
 def fold_finishing(launches: Sequence[Launch]) -> list[Launch]:
@@ -32,17 +33,21 @@ def fold_finishing(launches: Sequence[Launch]) -> list[Launch]:
     wrote: dict[str, int] = {}  # buffer -> which of the launches left it behind
     for launch in launches:
         if launch.kind == FINISHING:
-            table, partial = launch.arguments
+            table, partial = launch.arguments["of"], launch.arguments["partial"]
             assert isinstance(table, Table)
             assert isinstance(partial, Buffer)
             number = wrote[partial.name]
             producer = folded[number]
-            assert producer.arguments[-2:] == UNFINISHED, producer.kernel
+            assert producer.arguments.items() >= UNFINISHED.items(), producer.kernel
             assert producer.grid[1] <= ARRIVALS.size
             pairs = partial.size // 2 // producer.grid[1]  # of the channels of a column of the grid
             if pairs <= (producer.decision.choice.most if producer.decision else MOST) * THREADS:
-                own = (Gathered(partial) if a == Written(partial) else a for a in producer.arguments[:-2])
-                folded[number] = replace(producer, arguments=(*own, table, Updated(ARRIVALS)))
+                own: dict[str, Argument] = {
+                    name: Gathered(partial) if value == Written(partial) else value
+                    for name, value in producer.arguments.items()
+                }
+                finishing: dict[str, Argument] = {"to_finish": table, "arrivals": Updated(ARRIVALS)}
+                folded[number] = replace(producer, arguments=own | finishing)
                 continue
         wrote |= {buffer.name: len(folded) for buffer in launch.writes}
         folded.append(launch)

@@ -1,9 +1,9 @@
 """A program replayed as a CUDA graph: one launch instead of hundreds.
 
-Recording needs kernels that are compiled and memory that is there, so the first run is an ordinary one, launch
-by launch, and it is a real step. The second run is recorded; recording computes nothing, the launch of the
-graph does. Recorded launches have their arguments baked in. They cannot go wrong by that: the program that
-they belong to holds on to its memory as long as the graph lives, and never changes it for other.
+Recording needs compiled kernels and allocated memory. So the first run is an ordinary one, launch by launch,
+and it is a real step. The second run is recorded. Recording computes nothing; the launch of the graph, which
+follows, computes the step. A recorded launch keeps the addresses of its arguments for good. These addresses
+stay right, because the program holds on to its memory as long as the graph lives, and never exchanges it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Replay:
     Parameters
     ----------
     program : Program
-    stream : cupy.cuda.Stream
+    cuda_stream : cupy.cuda.Stream
         Not the default one, which cannot be recorded; it must be the current one whenever this runs.
 
     Attributes
@@ -27,8 +27,8 @@ class Replay:
     graph : cupy.cuda.Graph or None
     """
 
-    def __init__(self, program: Program, stream: Any) -> None:
-        self.program, self.stream = program, stream
+    def __init__(self, program: Program, cuda_stream: Any) -> None:
+        self.program, self.cuda_stream = program, cuda_stream
         self.graph: Any = None
         self._compiled = False
 
@@ -40,13 +40,13 @@ class Replay:
             return
         if self.graph is None:
             self.graph = self._record()
-        self.graph.launch(self.stream)
+        self.graph.launch(self.cuda_stream)
 
     def _record(self) -> Any:
-        self.stream.begin_capture()
+        self.cuda_stream.begin_capture()
         try:
             self.program.run()
         finally:
-            graph = self.stream.end_capture()
-        graph.upload(self.stream)
+            graph = self.cuda_stream.end_capture()
+        graph.upload(self.cuda_stream)
         return graph

@@ -1,7 +1,7 @@
 """A training step as data: buffers, and launches that read and write them.
 
-Nothing here knows a GPU. One and the same `Plan` is executed (`tinyres_gpu.plan.program`), captured as a
-graph, and priced (`tinyres_gpu.plan.price`).
+Nothing here knows a GPU. The same `Plan` is run (`tinyres_gpu.plan.program`), recorded as a graph
+(`tinyres_gpu.plan.graph`), and priced (`tinyres_gpu.plan.price`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from tinyres.array import Array
+from tinyres_gpu.kernels.common.sources import argument_names
 from tinyres_gpu.plan.arena import Placement, place
 from tinyres_gpu.plan.choices import Decision
 
@@ -63,7 +64,7 @@ class Updated(NamedTuple):
 
 
 class Gathered(NamedTuple):
-    """An argument that all blocks fill, each its part, and the last one then reads."""
+    """An argument that all blocks fill, each block its part; the block that comes last then reads all of it."""
 
     buffer: Buffer
 
@@ -100,27 +101,28 @@ class Launch:
     Attributes
     ----------
     kernel : str
-        A name of `tinyres_gpu.kernels.loader.KERNELS`.
+        A name of `tinyres_gpu.kernels.common.loader.KERNELS`.
     kind : str
-        What it is for, in words: the pricing's rows.
+        What the launch is for, in words; prices are added up for each kind.
     grid : tuple of int
-    arguments : tuple
-        As the kernel takes them.
+    arguments : mapping of str to argument
+        By the names that they have in the kernel's source, in the order in which the kernel takes them.
     multiply_adds : int
     channels : int
         The smaller number of channels of a convolution: narrow ones multiply more slowly.
     partly : mapping of str to int
-        Bytes that are moved of a buffer of which not all is, by its name.
+        How many bytes of a buffer the launch moves, by the buffer's name. A buffer that is not named here is
+        moved as a whole.
     decision : Decision, optional
-        Why it is this kernel in this shape, where there was a choice.
+        Where there was a choice: the one by which it is this kernel in this shape.
     instead : Decision, optional
-        Why it is this launch and not another one that does more.
+        The choice by which two launches stand here, and not one that does the work of both.
     """
 
     kernel: str
     kind: str
     grid: tuple[int, ...]
-    arguments: tuple[Argument, ...]
+    arguments: Mapping[str, Argument]
     multiply_adds: int = 0
     channels: int = 0
     partly: Mapping[str, int] = field(default_factory=dict)
@@ -129,13 +131,13 @@ class Launch:
 
     @property
     def decisions(self) -> list[Decision]:
-        """Every choice that it is due to."""
+        """Every choice that led to this launch."""
         return [decision for decision in (self.decision, self.instead) if decision]
 
     @property
     def accesses(self) -> Iterator[Access]:
         """Every use of a buffer, in order."""
-        for argument in self.arguments:
+        for argument in self.arguments.values():
             if isinstance(argument, Buffer | Written | Updated | Gathered):
                 yield argument
             elif isinstance(argument, Table):
@@ -155,7 +157,7 @@ class Launch:
 
     @cached_property
     def bytes(self) -> int:
-        """Bytes that it moves if nothing is read twice: the roofline's."""
+        """How many bytes the launch moves if it reads nothing twice: what the roofline counts."""
         return sum(
             self.partly.get(buffer.name, buffer.nbytes)
             for buffers in (self.reads, self.writes)
@@ -175,7 +177,7 @@ class Plan:
     ----------
     batch_size : int
     precision : str
-        A key of `tinyres_gpu.kernels.precision.PRECISIONS`.
+        A key of `tinyres_gpu.kernels.common.precision.PRECISIONS`.
     launches : tuple of Launch
         In order.
     inputs : tuple of Buffer
@@ -226,7 +228,7 @@ def verify(plan: Plan) -> None:
 
     A launch that reads a buffer of the arena must find it whole: written before, and by nobody else since. So
     two buffers whose lifetimes meet may not share a byte, and a launch may not read and fill the same one. No
-    card takes a launch without blocks.
+    card takes a launch without blocks, and a kernel knows its arguments by their order alone.
 
     Raises
     ------
@@ -237,6 +239,10 @@ def verify(plan: Plan) -> None:
     for number, launch in enumerate(plan.launches):
         if not all(launch.grid):
             raise PlanFault(f"launch {number}, {launch.kernel}, has no blocks")
+        if tuple(launch.arguments) != argument_names(launch.kernel):
+            raise PlanFault(
+                f"the arguments of launch {number}, {launch.kernel}, are not in the order of its source"
+            )
         fills = {access.buffer.name for access in launch.accesses if isinstance(access, Written)}
         gathers = {access.buffer.name for access in launch.accesses if isinstance(access, Gathered)}
         for buffer in launch.reads:

@@ -1,9 +1,8 @@
-"""How parameters lie on the GPU: convolutions as (kernel, kernel, C_in, C_out), their other arrays as
-everywhere.
+"""How parameters lie on the GPU: convolutions' weights as (k, k, C_in, C_out), other arrays as on the host.
 
-So neighbouring threads read neighbouring weights, and a weight gradient comes out of its kernel as it is
-stored. The images have a fourth plane of zeros, since tensors are read four channels at a time; the first
-convolution's weights for it are zero, get a gradient of zero, and stay zero.
+With this layout neighbouring threads read neighbouring weights, and a weight gradient is written in the layout
+in which the weight is stored. Tensors are read four channels at a time, so the images have a fourth plane of
+zeros. The first convolution's weights for this plane are zero, get a gradient of zero, and stay zero.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ COLOURS, PLANES = 3, 4  # of an image, as it is and as it lies on the GPU
 
 def planned_shape(layer: Conv) -> tuple[int, ...]:
     """Return the shape of a convolution's weight on the GPU."""
-    return layer.kernel, layer.kernel, _planes(layer.c_in), layer.c_out
+    return layer.kernel_size, layer.kernel_size, _planes(layer.c_in), layer.c_out
 
 
 def planned_shapes(network: Network) -> dict[str, tuple[int, ...]]:
@@ -27,12 +26,12 @@ def planned_shapes(network: Network) -> dict[str, tuple[int, ...]]:
     return {name: _shape(shape) for name, shape in network.parameter_shapes.items()}
 
 
-def to_plan(value: Array) -> Array:
+def to_gpu_layout(value: Array) -> Array:
     """Lay a parameter, (C_out, C_in, k, k) or any other, out as it lies on the GPU: float32, C-contiguous.
 
     Examples
     --------
-    >>> to_plan(np.ones((16, 3, 3, 3))).shape, to_plan(np.ones((10, 64))).shape
+    >>> to_gpu_layout(np.ones((16, 3, 3, 3))).shape, to_gpu_layout(np.ones((10, 64))).shape
     ((3, 3, 4, 16), (10, 64))
     """
     laid = np.zeros(_shape(value.shape), np.float32)
@@ -43,8 +42,8 @@ def to_plan(value: Array) -> Array:
     return laid
 
 
-def from_plan(laid: Array, shape: tuple[int, ...]) -> Array:
-    """Return a copy of a parameter as everybody else knows it, of the given shape, C-contiguous."""
+def from_gpu_layout(laid: Array, shape: tuple[int, ...]) -> Array:
+    """Return a copy of a parameter as it lies on the host, of the given shape, C-contiguous."""
     if len(shape) == 4:
         laid = laid[:, :, : shape[1]].transpose(3, 2, 0, 1)
     copy: Array = array_module(laid).array(laid, order="C")

@@ -1,8 +1,8 @@
 """A plan on a device: every launch bound to memory, and run.
 
-Memory is given, never made here: an arena in which the plan's buffers lie, and the permanent arrays by name. A
-program holds on to both and binds its launches to them once, for good; whatever replays them can neither
-outlive its buffers nor find others in their place.
+A program allocates no memory for buffers. It is given an arena, in which the plan's buffers lie, and the
+permanent arrays by name. It holds on to both, and binds its launches to them once, for good. So a graph that
+replays the program cannot outlive the buffers, and never finds other buffers in their place.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tinyres.array import Array
-from tinyres_gpu.kernels.loader import THREADS, Device, as_argument
+from tinyres_gpu.kernels.common.loader import THREADS, Device, as_argument
 from tinyres_gpu.plan.launches import Argument, Buffer, Deal, Gathered, Plan, Table, Updated, Written, verify
 
 
@@ -43,7 +43,9 @@ class Program:
         self.arrays = {name: self._bind(buffer, permanent) for name, buffer in plan.buffers.items()}
         self._launches: list[Callable[[], None]] = [
             _prepared(
-                device.kernel(launch.kernel), launch.grid, tuple(self._argument(a) for a in launch.arguments)
+                device.kernel(launch.kernel),
+                launch.grid,
+                tuple(self._argument(a) for a in launch.arguments.values()),
             )
             for launch in plan.launches
         ]

@@ -1,9 +1,9 @@
 """What changes from iteration to iteration, on the GPU: learning rates, and which images, crops and flips.
 
 A planned step reads row `position` of these tables, where `position` is a number in the GPU's memory that the
-step itself counts up. The host fills them for `ITERATIONS` iterations at a time, so that between two fillings
-it has nothing to say but "go on"; while the GPU works, it draws a row of the next tables. Iteration t has row
-t % ITERATIONS, whichever came before it, and its result stays there until iteration t + ITERATIONS.
+step itself counts up. The host fills the tables for `ITERATIONS` iterations at a time. Between two fillings the
+host only starts the steps; while the GPU works on a step, the host draws a row of the next tables. Iteration t
+always has row t % ITERATIONS, and its result stays there until iteration t + ITERATIONS.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import numpy as np
 from tinyres.array import Array
 from tinyres.data import Batches
 from tinyres.data.augmentation import PAD, draw_augmentation
-from tinyres.recipes import Recipe
-from tinyres.schedule import learning_rate
+from tinyres.recipes import Recipe, learning_rate
 from tinyres_gpu.plan.emit import ITERATIONS
 
 

@@ -8,31 +8,26 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from tinyres.array import Array
-from tinyres.contract import Backend
+from tinyres.backend import Backend, Job, Step
 from tinyres.data import Batches
 from tinyres.errors import UserError
-from tinyres.memory import Need
-from tinyres.networks import Network
-from tinyres.recipes import Recipe
-from tinyres.step import MiniBatches
+from tinyres.training.memory import Need
+from tinyres_gpu.ahead import StepAhead
 from tinyres_gpu.kernels import CUPY, Device
-from tinyres_gpu.kernels.step import KernelStep
-from tinyres_gpu.plan import tune
+from tinyres_gpu.kernels.pairs.step import KernelStep
 from tinyres_gpu.plan.choices import Choices
 from tinyres_gpu.plan.compile import compile_step, why_not
-from tinyres_gpu.plan.emit import Pixels
+from tinyres_gpu.plan.forward import Pixels
 from tinyres_gpu.plan.graph import Replay
-from tinyres_gpu.plan.kept import as_json
 from tinyres_gpu.plan.launches import Buffer, Plan
-from tinyres_gpu.plan.layout import COLOURS, from_plan, to_plan
+from tinyres_gpu.plan.layout import COLOURS, from_gpu_layout, to_gpu_layout
 from tinyres_gpu.plan.program import Program
 from tinyres_gpu.plan.schedule import Schedule
 from tinyres_gpu.plan.storage import get_storage
-
-VELOCITY = "optimizer.velocity."
+from tinyres_gpu.plan.tuning import tune
+from tinyres_gpu.plan.tuning.kept import as_json
 
 
 class Runner(Protocol):
@@ -43,22 +38,19 @@ class Runner(Protocol):
         ...
 
 
-class PlannedStep:
+class PlannedStep(StepAhead):
     """Forward, backward and update of one mini-batch, by a plan for each size of mini-batch that occurs.
 
     Parameters
     ----------
-    backend, network, recipe, batches, state, iterations, seed, communicator, replicas
-        As of `tinyres.step.ComposedStep`. With a `tinyres.data.Batches` on the GPU, mini-batches are made
-        there by the plan itself; any other callable is asked for each.
-    dtype : dtype
-        float32.
+    backend : Backend
+    job : Job
+        In float32. Mini-batches of a `tinyres.data.Batches` on the GPU are made there by the plan itself. Any
+        other callable is asked for each mini-batch.
     precision : {"float32", "tf32", "bf16"}
         What convolutions round their operands to.
-    stored : {"float32", "bf16", "fp16"}
-        What the residual stream is stored in.
     device : Device
-    stream : cupy.cuda.Stream, optional
+    cuda_stream : cupy.cuda.Stream, optional
         Where the launches are recorded as graphs and replayed; without one they run one by one.
 
     Attributes
@@ -78,71 +70,56 @@ class PlannedStep:
     """
 
     kind = "planned"
-    why = ""
     fold = True
-    replicas = 1
-    tuning = ""
 
     def __init__(
         self,
         backend: Backend,
-        network: Network,
-        recipe: Recipe,
-        batches: MiniBatches,
-        state: Mapping[str, Array],
+        job: Job,
         *,
-        iterations: int,
-        dtype: DTypeLike = np.float32,
-        seed: int = 0,
-        communicator: None = None,
-        replicas: int | None = None,
         precision: str = "float32",
-        stored: str = "float32",
         device: Device = CUPY,
-        stream: Any = None,
+        cuda_stream: Any = None,
     ) -> None:
-        assert np.dtype(dtype) == np.float32, dtype
-        self.backend, self.network, self.recipe = backend, network, recipe
-        self.batches, self.device, self.stream = batches, device, stream
-        self.precision, self.stored, self.choices = precision, stored, Choices()
+        assert np.dtype(job.dtype) == np.float32, job.dtype
+        self.backend, self.job, self.device, self.cuda_stream = backend, job, device, cuda_stream
+        self.precision, self.choices, self.tuning = precision, Choices(), ""
+        batches, state = job.batches, job.state
         self.on_gpu = batches if isinstance(batches, Batches) and batches.xp is device.xp else None
         self.shapes = {name: value.shape for name, value in state.items()}
         self.arrays: dict[str, Array] = {}
         self.arena: Array | None = None
         self.inference: Any = None  # with a copy of the present parameters
         self.runners: dict[tuple[int, ...], tuple[Program, Runner]] = {}
-        self.schedule = Schedule(recipe, iterations, self.on_gpu, self._upload)
-        if stream:
-            self.reader = device.xp.cuda.Stream(non_blocking=True)  # looks at results while `stream` works on
+        self.schedule = Schedule(job.recipe, job.iterations, self.on_gpu, self._upload)
+        if cuda_stream:
+            self.reader = device.xp.cuda.Stream(
+                non_blocking=True
+            )  # looks at results while `cuda_stream` works on
             self.finished: dict[int, Any] = {}  # row of the tables -> event
             # What others have begun, such as the copy of the data set, is not waited for by these streams.
             device.xp.cuda.runtime.deviceSynchronize()
         size = 3 * sum(value.nbytes for value in state.values())
-        need = Need(f"the parameters of ResNet-{network.depth}", size)
+        need = Need(f"the parameters of ResNet-{job.network.depth}", size)
         with self._streaming(), backend.within_memory(lambda: need):
             for name, value in state.items():
-                self.arrays[name] = device.empty(*to_plan(value).shape)
+                self.arrays[name] = device.empty(*to_gpu_layout(value).shape)
             self._fill(state)
 
-    def __call__(self, t: int) -> tuple[float, int]:
-        """Run iteration t and return the mini-batch's summed loss and its number of errors.
+    def launch(self, t: int) -> None:
+        """Start iteration t and do not wait for it.
 
         Raises
         ------
         UserError
             If the card's memory is too small for the mini-batch; the message says what would fit.
         """
-        self.launch(t)
-        return self.result(t)
-
-    def launch(self, t: int) -> None:
-        """Start iteration t and do not wait for it."""
         self.inference = None
         with self._streaming():
             if self.on_gpu is not None:
                 program, runner = self._runner(self.on_gpu.size(t))
             else:
-                images, labels = self.batches(t)
+                images, labels = self.job.batches(t)
                 n, _, *size = images.shape
                 program, runner = self._runner(n, *size)
                 xp = self.device.xp
@@ -152,8 +129,8 @@ class PlannedStep:
                 program.arrays["labels"][...] = xp.asarray(labels, dtype=np.int32)
             self.schedule.prepare(t)
             runner.run()
-            if self.stream:
-                self.finished[self.schedule.row(t)] = self.stream.record()
+            if self.cuda_stream:
+                self.finished[self.schedule.row(t)] = self.cuda_stream.record()
         self.schedule.look_ahead()
 
     def result(self, t: int) -> tuple[float, int]:
@@ -167,9 +144,9 @@ class PlannedStep:
             If that iteration was not among the last 128.
         """
         row = self.schedule.row(t)
-        if self.stream:
+        if self.cuda_stream:
             self.reader.wait_event(self.finished[row])
-        with self.reader if self.stream else nullcontext():
+        with self.reader if self.cuda_stream else nullcontext():
             loss, errors = self.backend.to_host(self.arrays["schedule.results"][row])
         return float(loss), int(errors)
 
@@ -177,10 +154,10 @@ class PlannedStep:
         """Return the logits (N, classes) of normalised images (N, 3, H, W) at test time, by pairs."""
         if self.inference is None:
             with self._streaming():
-                state = {name: from_plan(self.arrays[name], shape) for name, shape in self.shapes.items()}
-            if self.stream:
-                self.stream.synchronize()  # what follows runs on the caller's stream
-            self.inference = self.backend.make_inference(self.network, state, eps=self.recipe.eps)
+                state = {name: from_gpu_layout(self.arrays[name], shape) for name, shape in self.shapes.items()}
+            if self.cuda_stream:
+                self.cuda_stream.synchronize()  # what follows runs on the caller's stream
+            self.inference = self.backend.make_inference(self.job.network, state, eps=self.job.recipe.eps)
         logits: Array = self.inference(images)
         return logits
 
@@ -188,7 +165,7 @@ class PlannedStep:
         """Return a copy of the training state: NumPy arrays, C-contiguous."""
         with self._streaming():
             return {
-                name: from_plan(self.backend.to_host(self.arrays[name]), shape)
+                name: from_gpu_layout(self.backend.to_host(self.arrays[name]), shape)
                 for name, shape in self.shapes.items()
             }
 
@@ -203,13 +180,13 @@ class PlannedStep:
 
     def _fill(self, state: Mapping[str, Array]) -> None:
         for name in self.shapes:
-            self._upload(name, to_plan(np.asarray(state[name])))
+            self._upload(name, to_gpu_layout(np.asarray(state[name])))
 
     def _upload(self, name: str, values: Array) -> None:
         self.arrays[name][...] = self.device.xp.asarray(values)
 
     def _streaming(self) -> AbstractContextManager[Any]:
-        return self.stream or nullcontext()
+        return self.cuda_stream or nullcontext()
 
     def _runner(self, n: int, *size: int) -> tuple[Program, Runner]:
         """Return the program for mini-batches of n images, and what runs it; one is kept for each size."""
@@ -218,7 +195,7 @@ class PlannedStep:
             plan = self.plan(n, size)
             with self.backend.within_memory(lambda: self._need(plan)):
                 program = self._program(plan)
-            self.runners[key] = program, Replay(program, self.stream) if self.stream else program
+            self.runners[key] = program, Replay(program, self.cuda_stream) if self.cuda_stream else program
         return self.runners[key]
 
     def choose(self, n: int, size: Sequence[int] = (), recorded: Mapping[str, Any] | None = None) -> None:
@@ -272,12 +249,14 @@ class PlannedStep:
         if self.on_gpu is not None:
             images, _, *size = self.on_gpu.images.shape
             mean_per_pixel = self.on_gpu.normalisation.mean.size > COLOURS
-            pixels = Pixels(images, size[0], size[1], mean_per_pixel, self.recipe.pad == "before-normalising")
+            pixels = Pixels(
+                images, size[0], size[1], mean_per_pixel, self.job.recipe.pad == "before-normalising"
+            )
             largest = self.on_gpu.batch_size
         return compile_step(
-            *(self.network, self.recipe, n),
+            *(self.job.network, self.job.recipe, n),
             precision=self.precision,
-            stream=self.stored,
+            stream_format=self.job.stream_format,
             size=(size[0], size[1]),
             pixels=pixels,
             largest_batch=largest,
@@ -287,7 +266,7 @@ class PlannedStep:
 
     def _need(self, plan: Plan) -> Need:
         an_image = -(-plan.placement.size // plan.batch_size)
-        name = f"a training step of ResNet-{self.network.depth}"
+        name = f"a training step of ResNet-{self.job.network.depth}"
         return Need(name, 0, an_image, batch_size=plan.batch_size)
 
     def _program(self, plan: Plan) -> Program:
@@ -318,31 +297,17 @@ def _warn(sentence: str) -> None:
     print(sentence, file=sys.stderr)
 
 
-def make_step(
-    backend: Backend,
-    network: Network,
-    recipe: Recipe,
-    batches: MiniBatches,
-    state: Mapping[str, Array],
-    *,
-    precision: str = "float32",
-    stored: str = "float32",
-    kernels: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> PlannedStep | KernelStep:
+def make_step(backend: Backend, job: Job, *, precision: str = "float32") -> Step:
     """Return a training step on the GPU that CuPy uses: planned where a plan can be made, else composed.
 
     Parameters
     ----------
-    backend, network, recipe, batches, state, **options
-        Those of `tinyres.step.ComposedStep`.
+    backend : Backend
+    job : Job
+        With `Job.kernels`, a planned step makes the same choices as the step that they are of, where these are
+        still there. Else it chooses by measurement.
     precision : {"float32", "tf32", "bf16"}
         What convolutions round their operands to; the backend's pairs do so as well.
-    stored : {"float32", "bf16", "fp16"}
-        What the residual stream is stored in.
-    kernels : mapping, optional
-        What `kernels` of the step was that the run was made with up to now; a planned step then makes the same
-        choices, where they are still there. Else it chooses by measurement.
 
     Returns
     -------
@@ -352,19 +317,16 @@ def make_step(
     Raises
     ------
     UserError
-        If only a plan could store the stream like that, and there is none.
+        If only a plan could store the residual stream as asked, and there is none.
     """
+    batches, stored = job.batches, job.stream_format
     get_storage(precision, stored)
     images = batches.images if isinstance(batches, Batches) else batches(0)[0]
-    if why := why_not(network, images.shape[2:]):
+    if why := why_not(job.network, images.shape[2:]):
         if stored != "float32":
             raise UserError(f"{why}, and only a plan stores the stream in {stored}: use --stream float32.")
-        step = KernelStep(backend, network, recipe, batches, state, **options)
-        step.why = why
-        return step
-    stream = backend.xp.cuda.Stream(non_blocking=True)
-    options |= {"precision": precision, "stored": stored, "stream": stream}
-    planned = PlannedStep(backend, network, recipe, batches, state, **options)
-    n = batches.batch_size if isinstance(batches, Batches) else len(images)
-    planned.choose(n, images.shape[2:], kernels)
+        return KernelStep(backend, job, why)
+    cuda_stream = backend.xp.cuda.Stream(non_blocking=True)
+    planned = PlannedStep(backend, job, precision=precision, cuda_stream=cuda_stream)
+    planned.choose(batches.size(0), images.shape[2:], job.kernels)
     return planned

@@ -1,10 +1,10 @@
-"""In which format the tensors between launches are stored; computing with them is in float32 in any case.
+"""In which format the tensors between launches are stored. All computing with them is in float32.
 
-A residual network has a stream, x_l, which every unit adds to, and branches, whose tensors live from one
-convolution to the next. Rounding the stream again and again is what costs accuracy; a branch is rounded on its
-way into the next product anyway. So branches take 16 bits where products do, and the stream keeps 32 unless
-asked otherwise. A stream of float16 has gradients of bfloat16:
-float16's smallest numbers are too large for them.
+A residual network has a stream, x_l, which every unit adds to. It also has branches, whose tensors live from
+one convolution to the next. Rounding the stream in every unit costs accuracy. Rounding a branch costs little,
+because its tensors are rounded on their way into the next product anyway. So branches are stored in 16 bits
+where products have 16 bits, and the stream keeps 32 bits unless the user asks for another format. A stream of
+float16 has gradients of bfloat16: the smallest numbers of float16 are too large for gradients.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Storage(NamedTuple):
     branch_gradient: str
 
 
-STREAMS = {
+STREAM_FORMATS = {
     "float32": Storage(FLOAT32, BFLOAT16, FLOAT32, BFLOAT16),
     "bf16": Storage(BFLOAT16, BFLOAT16, BFLOAT16, BFLOAT16),
     "fp16": Storage(FLOAT16, BFLOAT16, BFLOAT16, BFLOAT16),
@@ -37,14 +37,14 @@ STREAMS = {
 """By the words of ``--stream``, for products of bfloat16."""
 
 
-def get_storage(precision: str, stream: str = "float32") -> Storage:
+def get_storage(precision: str, stream_format: str = "float32") -> Storage:
     """Return how a plan stores its tensors.
 
     Parameters
     ----------
     precision : {"float32", "tf32", "bf16"}
         What convolutions round their operands to.
-    stream : {"float32", "bf16", "fp16"}
+    stream_format : {"float32", "bf16", "fp16"}
         What the residual stream is stored in.
 
     Raises
@@ -57,10 +57,12 @@ def get_storage(precision: str, stream: str = "float32") -> Storage:
     >>> get_storage("tf32").branch, get_storage("bf16").branch
     ('float32', 'uint16')
     """
-    if stream not in STREAMS:
-        raise UserError(f"there is no stream of {stream!r}: choose one of {', '.join(STREAMS)}.")
+    if stream_format not in STREAM_FORMATS:
+        raise UserError(f"there is no stream of {stream_format!r}: choose one of {', '.join(STREAM_FORMATS)}.")
     if precision == "bf16":
-        return STREAMS[stream]
-    if stream != "float32":
-        raise UserError(f"a stream of {stream} goes with bf16, not with {precision}: use --precision bf16.")
+        return STREAM_FORMATS[stream_format]
+    if stream_format != "float32":
+        raise UserError(
+            f"a stream of {stream_format} goes with bf16, not with {precision}: use --precision bf16."
+        )
     return Storage(FLOAT32, FLOAT32, FLOAT32, FLOAT32)

@@ -1,0 +1,76 @@
+"""From a chain of layers to a chain with fused layers.
+
+BatchNorm  ReLU  Conv    becomes    BnReluConv
+BatchNorm  ReLU          becomes    BnRelu, where no convolution follows
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from tinyres.chain import BatchNorm, Chain, Conv, Layer, Pass, ReLU, Shapes
+
+
+@dataclass(frozen=True)
+class BnRelu(Layer):
+    """Batch norm, then ReLU. The moments go by the name of the batch norm."""
+
+    norm: BatchNorm
+
+    pair = "bn_relu"
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The batch norm's."""
+        return self.norm.name
+
+    @property
+    def parameters(self) -> Shapes:
+        """Gamma and beta."""
+        return self.norm.parameters
+
+    def options(self, run: Pass) -> dict[str, Any]:
+        """Return batch norm's."""
+        return self.norm.options(run)
+
+
+@dataclass(frozen=True)
+class BnReluConv(BnRelu):
+    """Batch norm, ReLU, convolution."""
+
+    conv: Conv
+
+    pair = "bn_relu_conv"
+
+    @property
+    def parameters(self) -> Shapes:
+        """Gamma, beta and the weights."""
+        return self.norm.parameters | self.conv.parameters
+
+    def options(self, run: Pass) -> dict[str, Any]:
+        """Return batch norm's and the convolution's."""
+        return self.norm.options(run) | self.conv.options(run)
+
+
+@cache
+def fuse(chain: Chain) -> Chain:
+    """Return a chain that computes the same, with fused layers. `Backend.rewrite` of the engines.
+
+    Examples
+    --------
+    >>> bn, conv = BatchNorm("bn1", 16), Conv("conv1", 16, 16, 3)
+    >>> [type(layer).__name__ for layer in fuse((bn, ReLU(), conv, bn, ReLU(), ReLU()))]
+    ['BnReluConv', 'BnRelu', 'ReLU']
+    """
+    fused: list[Layer] = []
+    for layer in chain:
+        match fused[-1] if fused else None, layer:
+            case BatchNorm() as norm, ReLU():
+                fused[-1] = BnRelu(norm)
+            case BnRelu(norm=norm), Conv() as conv if type(fused[-1]) is BnRelu:
+                fused[-1] = BnReluConv(norm, conv)
+            case _:
+                fused.append(layer)
+    return tuple(fused)

@@ -1,0 +1,1 @@
+"""Training runs: configuration, folders, checkpoints, evaluation, pictures, costs, and the commands."""

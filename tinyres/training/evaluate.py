@@ -1,0 +1,166 @@
+"""How good a network is: loss, error and the class scores over a whole data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinyres.array import Array
+from tinyres.backend import Backend
+from tinyres.chain import Pass, chain_forward
+from tinyres.data import Dataset
+from tinyres.networks import Network
+from tinyres.recipes import Recipe
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found.
+
+    Attributes
+    ----------
+    loss : float
+        Mean cross-entropy of an image, in nats.
+    error : float
+        Images whose class was not the top one, in per cent.
+    logits : array, (N, classes)
+        The class scores, in the order of the data set; a NumPy array.
+    """
+
+    loss: float
+    error: float
+    logits: Array
+
+    @property
+    def predictions(self) -> Array:
+        """The top class of each image, (N,), int64."""
+        top: Array = self.logits.argmax(axis=1)
+        return top
+
+
+def evaluate(
+    backend: Backend,
+    network: Network,
+    state: Mapping[str, Array],
+    dataset: Dataset,
+    normalise: Callable[[Array], Array],
+    *,
+    batch_size: int = 128,
+    eps: float = 1e-5,
+) -> Evaluation:
+    """Run a network over a data set at test time: running statistics, no augmentation, no dropout.
+
+    Parameters
+    ----------
+    backend : Backend
+    network : Network
+    state : dict of array
+        Parameters and running statistics.
+    dataset : Dataset
+    normalise : callable
+        Turns (N, 3, 32, 32) uint8 images into the network's input; `Batches.normalise` of the training set.
+    batch_size : int
+        Images at a time; the results are those of single images up to rounding.
+    eps : float
+        What batch norm adds to the variance.
+
+    Returns
+    -------
+    Evaluation
+    """
+    infer = backend.make_inference(network, state, eps=eps)
+    return score(backend, infer, dataset, normalise, batch_size=batch_size)
+
+
+def score(
+    backend: Backend,
+    infer: Callable[[Array], Array],
+    dataset: Dataset,
+    normalise: Callable[[Array], Array],
+    *,
+    batch_size: int = 128,
+) -> Evaluation:
+    """Run what `Backend.make_inference` returned, or a training step's ``infer``, over a data set.
+
+    Parameters
+    ----------
+    backend, dataset, normalise, batch_size
+        As for `evaluate`.
+    infer : callable
+        Turns normalised images (N, 3, 32, 32) into logits (N, classes).
+
+    Returns
+    -------
+    Evaluation
+    """
+    xp = backend.xp
+    total, scores = 0.0, []
+    for images, labels in _slices(dataset, batch_size):
+        logits = infer(xp.asarray(normalise(images)))
+        loss_sum, _ = backend.layers["softmax_cross_entropy"].forward(logits, xp.asarray(labels))
+        total += float(loss_sum)
+        scores.append(backend.to_host(logits))
+    logits = np.concatenate(scores)
+    errors = int((logits.argmax(axis=1) != dataset.labels).sum())
+    return Evaluation(total / len(logits), 100 * errors / len(logits), logits)
+
+
+def recompute_statistics(
+    backend: Backend,
+    network: Network,
+    state: Mapping[str, Array],
+    dataset: Dataset,
+    normalise: Callable[[Array], Array],
+    recipe: Recipe,
+    *,
+    batch_size: int = 128,
+) -> dict[str, Array]:
+    """Replace the running statistics by those of a whole pass over the training set.
+
+    Moving averages lag behind the weights. Here every mini-batch is normalised by its own moments, as in
+    training, and the moments are pooled: with m_b and v_b those of one of B equal groups, the mean is
+    mean(m_b) and the variance mean(v_b) + var(m_b), made unbiased.
+
+    Parameters
+    ----------
+    backend, network, state, dataset, normalise, batch_size
+        As for `evaluate`; `dataset` is the training set, taken without augmentation. A last short mini-batch
+        is left out.
+    recipe : Recipe
+        Gives the groups and eps.
+
+    Returns
+    -------
+    dict of array
+        A copy of `state` with other running statistics.
+    """
+    xp = backend.xp
+    batch_size = min(batch_size, len(dataset.labels))
+    groups = recipe.groups(batch_size)
+    run = Pass(backend, {name: xp.asarray(array) for name, array in state.items()}, groups, recipe.eps)
+    seen: dict[str, list[tuple[Array, Array]]] = {}
+    counts: dict[str, int] = {}
+    for images, _ in _slices(dataset, batch_size):
+        if len(images) < batch_size:
+            break
+        _, moments, _ = chain_forward(run, network.layers, xp.asarray(normalise(images)))
+        for name, (mean, var, count) in moments.items():
+            seen.setdefault(name, []).append((backend.to_host(mean), backend.to_host(var)))
+            counts[name] = counts.get(name, 0) + count * groups
+    result = dict(state)
+    for name, pairs in seen.items():
+        means = np.concatenate([mean for mean, _ in pairs]).astype(np.float64)
+        variances = np.concatenate([var for _, var in pairs]).astype(np.float64)
+        unbiased = counts[name] / (counts[name] - 1)
+        mean, var = means.mean(axis=0), (variances.mean(axis=0) + means.var(axis=0)) * unbiased
+        result[f"{name}.running_mean"] = mean.astype(state[f"{name}.running_mean"].dtype)
+        result[f"{name}.running_var"] = var.astype(state[f"{name}.running_var"].dtype)
+    return result
+
+
+def _slices(dataset: Dataset, batch_size: int) -> Iterator[tuple[Array, Array]]:
+    for start in range(0, len(dataset.labels), batch_size):
+        part = slice(start, start + batch_size)
+        yield dataset.images[part], dataset.labels[part]

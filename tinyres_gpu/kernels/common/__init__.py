@@ -1,0 +1,7 @@
+"""What both kinds of kernels share.
+
+- the .cuh files: device functions that more than one kernel is made of
+- `sources`: which kernels there are, which files they are made of, and the names of their arguments
+- `loader`: from a source to a launch
+- `precision`: in which arithmetic convolutions multiply
+"""

@@ -1,0 +1,6 @@
+"""The choices among kernels, measured on the card at hand and kept.
+
+- `timing`: how long a launch takes
+- `tune`: which choice is the fastest
+- `kept`: what was measured before, in the user's cache folder
+"""
