@@ -1,5 +1,9 @@
 """Equations (3) to (8), measured: what reaches a unit through shortcuts, and what through weight layers.
 
+Units in a row add up, Eq. (3) used again and again: x_L = x_l + sum F(x_i), Eq. (4); with shortcuts scaled by
+lambda, Eq. (6), x_L = (prod lambda) x_l + sum F^(x_i), Eq. (7). `tinyres.lab.signals` measures these two. Here
+stands what follows for the gradient.
+
 A network is run forward and backward once with every unit open (`record`). Let x_l be the input of unit l, H_l'
 and F_l' the derivatives of its two paths to x_{l+1}, and g_l the gradient of the loss at x_l that the ordinary
 backward pass gives. Over a span of units l, ..., L - 1 the gradient is the sum of two terms,

@@ -53,7 +53,7 @@ FIGURE_4 = {
     "bn-after-addition": _drawing("conv BN ReLU conv | BN ReLU"),  # (b)
     "relu-before-addition": _drawing("conv BN ReLU conv BN ReLU |"),  # (c)
     "relu-only-preactivation": _drawing("ReLU conv BN ReLU conv BN |"),  # (d)
-    "preactivation": _drawing("BN ReLU conv BN ReLU conv |"),  # (e)
+    "preactivation": _drawing("BN ReLU conv BN ReLU conv |"),  # (e), Eq. (9)
 }
 
 
