@@ -1,10 +1,11 @@
 """The CuPy backends: our own kernels on an NVIDIA GPU, and the textbook's own source on its arrays.
 
-- `device`: is there a GPU that computes? If not, what is missing, in one sentence.
+- `device`: is there a GPU that computes? If not, one sentence says what is missing.
 - `kernels`: CUDA kernels of our own, as the forward/backward pairs of a backend.
 - `plan`: the training step planned as a whole, on fused kernels, and replayed as a CUDA graph.
-- `step`, `memory`: the step that composes pairs, and what would fit when memory runs out.
-- `check`: is it right and how fast is it, on the card at hand? (``make gpu``)
+- `step`: the step that composes pairs; `memory`: which mini-batch would fit, said when memory runs out.
+- `ahead`: a step on a GPU, which starts an iteration before the loss of the last one is read.
+- `check`: are the results right, and how fast are the steps, on the card at hand? (``make gpu``)
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from tinyres_gpu.plan.step import make_step
 from tinyres_gpu.step import GpuStep
 
 TEXTBOOK_TENSORS, KERNEL_TENSORS = 11, 6
-"""How many tensors of the largest layer's size a backward pass holds at a time, besides what was kept for it.
-The textbook: the activation computed again, padded input and gradient, what the taps' products read and give,
-BN's terms. The kernels: the activation computed again, the gradients around it, what the shortcut carries."""
+"""How many tensors of the largest layer's size a backward pass holds at a time, besides the caches of the
+forward pass. The textbook holds the activation computed again, padded input and gradient, the operands and
+results of the taps' products, and BN's terms. The kernels hold the activation computed again, the gradients
+around it, and the shortcut's gradient."""
 
 
 def backend(precision: str = "float32") -> Backend:
-    """Return our kernels on the GPU; in float64, which they do not have, the textbook pairs.
+    """Return our kernels on the GPU. They have no float64; in float64, return the textbook pairs.
 
     Parameters
     ----------
@@ -64,7 +66,8 @@ def backend(precision: str = "float32") -> Backend:
 def reference() -> Backend:
     """Return the textbook pairs on CuPy arrays, large products by CuPy's matmul: the oracle of our kernels.
 
-    Of BN-ReLU-conv it takes the version that recomputes, since memory is what a card has least of.
+    Its `bn_relu_conv` is the version that computes the activation again in the backward pass, since a card has
+    little memory.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""A training step that runs ahead: the next iteration is under way before this one's loss is looked at."""
+"""A training step that keeps the GPU busy: iteration t + 1 is started before anybody reads the loss of t."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tinyres.backend import Step
 
 
 class StepAhead(Step):
-    """A step that works on a GPU by itself: an iteration is launched, and its outcome fetched later."""
+    """A step that works on a GPU by itself: the host launches an iteration, and fetches its outcome later."""
 
     def launch(self, t: int) -> None:
         """Start iteration t; return before it is done."""
@@ -26,7 +26,7 @@ class StepAhead(Step):
     def outcomes(
         self, first: int, last: int, wants_state: Callable[[int], bool]
     ) -> Iterator[tuple[int, float, int, bool]]:
-        """Run iterations first to last - 1, one of them always ahead; see `tinyres.backend.Step.outcomes`."""
+        """Run iterations first to last - 1, and launch each one ahead; see `tinyres.backend.Step.outcomes`."""
         launched = first
         for t in range(first, last):
             if launched == t:

@@ -19,8 +19,8 @@ MEMORY_ALLOCATION, INSUFFICIENT_DRIVER, NO_DEVICE = 2, 35, 100
 def open_device() -> Any:
     """Import CuPy, have the GPU compute something, and return the module.
 
-    What it computes needs a compiler (a sum) and a product, so that a library that is missing is missed here
-    and not in the middle of a run.
+    It computes a sum, which needs a compiler, and a product, which needs a library. If one of these is missing,
+    the error comes here and not in the middle of a run.
 
     Raises
     ------
@@ -43,7 +43,7 @@ def open_device() -> Any:
         raise UserError(_no_memory()) from error
     except runtime.CUDARuntimeError as error:
         raise UserError(_what_cuda_lacks(error, runtime)) from error
-    except Exception as error:  # whatever a library that is missing or too old makes CuPy raise
+    except Exception as error:  # a library that is missing or too old makes CuPy raise many kinds of errors
         raise UserError(f"CuPy cannot compute on this GPU ({_in_one_line(error)}): {INSTALL}.") from error
     if computed != 8:
         raise UserError(f"the GPU says that a sum is {computed:g} which is 8: it or its driver is broken.")
@@ -51,7 +51,7 @@ def open_device() -> Any:
 
 
 def _what_cuda_lacks(error: Any, runtime: Any) -> str:
-    """Return a sentence about an error of CUDA, of which CuPy gives the number."""
+    """Return a sentence about an error of CUDA; CuPy gives the error's number."""
     if error.status == NO_DEVICE:
         return (
             "CUDA finds no NVIDIA GPU (is CUDA_VISIBLE_DEVICES set?): use --backend numpy, or another machine."
@@ -74,7 +74,7 @@ def _no_memory() -> str:
 
 
 def _version(number: int) -> str:
-    """Return CUDA's number for a version as people write it.
+    """Return a version as people write it, from CUDA's number for it.
 
     Examples
     --------
@@ -85,7 +85,7 @@ def _version(number: int) -> str:
 
 
 def _in_one_line(error: BaseException) -> str:
-    """Return what an error says, as a part of a sentence: CuPy explains itself on many lines."""
+    """Return an error's message as a part of a sentence: CuPy's messages have many lines."""
     text = " ".join(str(error).replace("=", " ").split())
     return f"{type(error).__name__}: {text[:300]}".rstrip(" .:")
 
@@ -106,7 +106,7 @@ def describe_card(cupy: Any) -> dict[str, str]:
 
 
 def name_of_card(here: Mapping[str, Any]) -> str:
-    """Return how files call a card, from what `describe_card` says.
+    """Return the name of a card in file names, from the result of `describe_card`.
 
     Examples
     --------
@@ -117,12 +117,12 @@ def name_of_card(here: Mapping[str, Any]) -> str:
 
 
 def card_in_words(cupy: Any) -> str:
-    """Return what a run was computed on, as a part of its configuration."""
+    """Return card, driver and CuPy in words, for a run's configuration."""
     of = describe_card(cupy)
     return f"{of['card']}, driver {of['driver']} (CUDA {of['driver_cuda']}), CuPy {of['cupy']}"
 
 
 def driver_version(path: Path = Path("/proc/driver/nvidia/version")) -> str:
-    """Return the version of NVIDIA's driver as Linux tells it, for CUDA does not; else ``unknown``."""
+    """Return the version of NVIDIA's driver, which Linux reports and CUDA does not; else ``unknown``."""
     words = path.read_text().split() if path.exists() else []
     return next((word for word in words if re.fullmatch(r"\d+\.\d+(\.\d+)?", word)), "unknown")

@@ -1,4 +1,4 @@
-"""Where a card's memory runs out: one sentence that says what would fit."""
+"""When a card's memory runs out, one sentence says what would fit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def within_memory(need: Callable[[], Need], *, cupy: Any, working_tensors: int) 
     Parameters
     ----------
     need : callable
-        Returns what the work takes; asked only if it is too much.
+        Returns the memory that the work needs; called only if memory runs out.
     cupy : module
     working_tensors : int
         How many tensors of the largest size the pairs hold at a time.
@@ -33,7 +33,7 @@ def within_memory(need: Callable[[], Need], *, cupy: Any, working_tensors: int) 
     try:
         yield
     except cupy.cuda.memory.OutOfMemoryError as error:
-        clear_frames(error.__traceback__)  # they hold what filled the memory
+        clear_frames(error.__traceback__)  # the frames hold the arrays that filled the memory
         free, _ = cupy.cuda.runtime.memGetInfo()
         free += pool.total_bytes() - before
         raise UserError(too_little_memory(need(), free, working_tensors)) from error

@@ -1,4 +1,4 @@
-"""The training step on a GPU: the composed one, which knows what to say when memory runs out."""
+"""The composed training step on a GPU: when memory runs out, it says what would fit."""
 
 from __future__ import annotations
 
@@ -38,5 +38,5 @@ class GpuStep(ComposedStep):
             return super().__call__(t)
 
     def need(self, batch_size: int) -> Need:
-        """Return what a step takes of the card's memory."""
+        """Return how much of the card's memory a step needs."""
         return training_need(self.job.network, batch_size, self.itemsize)

@@ -1,16 +1,16 @@
-"""Is the CuPy backend right, and how fast is it, on the GPU at hand? ``make gpu`` runs this.
+"""Is the CuPy backend right, and how fast is it, on the GPU at hand? ``make gpu`` runs this command.
 
-    python -m tinyres_gpu.check                  what has no result yet
+    python -m tinyres_gpu.check                  the phases that have no result yet
     python -m tinyres_gpu.check --only step      phases whose names contain a text
-    python -m tinyres_gpu.check --again          everything anew
-    python -m tinyres_gpu.check --rehearse       everything at toy size: does it run? It measures nothing
+    python -m tinyres_gpu.check --again          all phases anew
+    python -m tinyres_gpu.check --rehearse       all phases at toy size: do they run? It measures nothing
     python -m tinyres_gpu.check --render         the table of docs/gpu.md, from all results; needs no GPU
 
-Every phase is a process of its own that has ten minutes. Its result is on the disk before the next one starts,
-so that a check that was stopped goes on where it was; what failed is tried again. A training run that takes
-longer stops with a checkpoint, is called unfinished, and goes on in the next call. Results lie in
-docs/results/gpu-<card>.json, with card, driver and versions, and in a folder of that name the logs of training
-runs; those of other versions or kernels do not stand.
+Every phase is a process of its own that has ten minutes. Its result is on the disk before the next phase
+starts, so a check that was stopped continues at the same phase. A phase that failed is tried again. A training
+run that takes longer than ten minutes stops with a checkpoint, is called unfinished, and continues in the next
+call. Results lie in docs/results/gpu-<card>.json, with card, driver and versions. A folder of that name has the
+logs of training runs. Results of other versions or of other kernels are not kept.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tinyres_gpu.check.runs import keep_logs
 from tinyres_gpu.check.setting import CHECKOUT, FULL, REHEARSAL, PhaseError, Size, Skipped, Unfinished, machine
 from tinyres_gpu.device import name_of_card
 
-LIMIT = 600  # seconds of a phase
+LIMIT = 600  # seconds that a phase may take
 
 
 def run_all(
@@ -49,11 +49,11 @@ def run_all(
     folder : Path
         Where the results are kept.
     only : str
-        Run phases whose names contain this.
+        Run phases whose names contain this text.
     again : bool
-        Run phases that have a result, too.
+        Also run phases that have a result.
     rehearse : bool
-        Run them at toy size.
+        Run the phases at toy size.
     limit : float
         Seconds that a phase may take.
     """
@@ -78,7 +78,7 @@ def run_all(
 
 
 def run_in_a_process(name: str, limit: float, rehearse: bool = False) -> dict[str, Any]:
-    """Run one phase in a process of its own and return what came out, or why nothing did."""
+    """Run one phase in a process of its own; return its result, or why there is none."""
     command = [sys.executable, "-m", "tinyres_gpu.check", "--phase", name]
     if rehearse:
         command.append("--rehearse")
@@ -89,7 +89,7 @@ def run_in_a_process(name: str, limit: float, rehearse: bool = False) -> dict[st
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # so that what it starts can be ended with it
+        start_new_session=True,  # so that the processes that it starts can be ended with it
     )
     found: dict[str, Any]
     try:
@@ -126,7 +126,7 @@ def failures(results: Mapping[str, Any]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 1 if something is wrong."""
+    """Run the command; return 1 if something is wrong."""
     parser = CommandLine(prog="python -m tinyres_gpu.check", description=__doc__)
     parser.add_argument("--only", default="", metavar="TEXT", help="run phases whose names contain TEXT")
     parser.add_argument("--again", action="store_true", help="run also what has a result")
@@ -156,5 +156,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    on_termination(lambda *_: sys.exit(143))  # which raises, so that no phase is left behind
+    on_termination(lambda *_: sys.exit(143))  # the exit raises an exception, so that no phase is left running
     exit_with_one_sentence(main)

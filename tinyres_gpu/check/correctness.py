@@ -1,7 +1,7 @@
 """Phases of `tinyres_gpu.check` that find out whether everything is right.
 
-A phase takes a `Size` and returns plain values for a JSON file. It raises `PhaseError` where something is wrong
-and `Skipped` where something that it needs is not there.
+A phase takes a `Size` and returns plain values for a JSON file. It raises `PhaseError` if something is wrong
+and `Skipped` if something that it needs is missing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def gpu_tests(size: Size) -> dict[str, Any]:
     """Run the tests that carry the mark `gpu`."""
     if not (CHECKOUT / "tests" / "gpu").exists():
         raise Skipped("the tests are not installed: run this in a checkout of the source")
-    # CuPy may warn of things that are no error of ours.
+    # CuPy may warn about things that are not errors of tinyres.
     command = [sys.executable, "-m", "pytest", "-q", "-W", "default", "-m", "gpu", "tests"]
     environment = os.environ | {"TINYRES_REQUIRE": "gpu"}  # a skipped test is a failed one
     run = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True)
@@ -53,7 +53,7 @@ def gradients(size: Size) -> dict[str, Any]:
 
 
 def kernels_against_the_textbook(size: Size, precision: str) -> dict[str, Any]:
-    """Hold every kernel of a precision against NumPy, three times for equal bits."""
+    """Compare every kernel of a precision with NumPy; run it three times and demand equal bits."""
     backend = backend_of(f"planned {precision}")
     CUPY.forget()
     shares = []
@@ -66,13 +66,13 @@ def kernels_against_the_textbook(size: Size, precision: str) -> dict[str, Any]:
 
 
 LIMITS = {"float64": (1e-10, 1e-6), "float32": (1e-5, 0.1), "tf32": (1e-3, 0.2), "bf16": (1e-2, 0.3)}
-"""By how much the first loss, and any of 20, may differ from NumPy's, relative. Float64 must stay together; in
-anything else only the first loss can be held tightly: weights that differ by 1e-7 move the loss of ResNet-20 by
-a hundredth within 20 iterations, on one and the same backend."""
+"""By how much the first loss, and any of 20 losses, may differ from NumPy's, relative. In float64 the losses
+must stay together. In every other precision only the first loss can have a tight limit: weights that differ by
+1e-7 move the loss of ResNet-20 by a hundredth within 20 iterations, even on the same backend."""
 
 
 def against_numpy(size: Size, rung: str) -> dict[str, Any]:
-    """Take steps on the card and in NumPy; besides `RUNGS` there is the textbook in float64."""
+    """Take steps on the card and in NumPy; `rung` is one of `RUNGS`, or the textbook in float64."""
     network = network_of(20, size)
     in_float64 = rung == "textbook in float64"
     here = get_backend("cupy-reference", "float64") if in_float64 else backend_of(rung)
@@ -85,7 +85,7 @@ def against_numpy(size: Size, rung: str) -> dict[str, Any]:
     ours, plain = (step.state() for step in steps)
     weights = [np.linalg.norm(ours[name] - plain[name]) / np.linalg.norm(plain[name]) for name in plain]
     first_limit, limit = LIMITS[precision]
-    if not (apart[0] <= first_limit and apart.max() <= limit):  # so that NaN fails
+    if not (apart[0] <= first_limit and apart.max() <= limit):  # written so that NaN fails
         raise PhaseError(
             f"the first losses differ by {apart[0]:.1e}, relative, and those of {size.compared} iterations by "
             f"{apart.max():.1e}"

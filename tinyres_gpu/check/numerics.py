@@ -1,16 +1,17 @@
 """Does the fast path learn as float32 does? A phase of `tinyres_gpu.check`.
 
-Eight runs by the textbook in float32 differ in their seeds: in their first weights and in the order of their
-images. Every way to plan a step takes each of them again, from the same weights on the same mini-batches: the
-first 1,000 iterations of ResNet-20 by the paper's recipe, at the rates of a run of 64,000. Losses are smoothed
-by means over windows of 50 iterations (6,400 images), one after the other.
+The textbook makes eight runs in float32. They differ in their seeds, so in their first weights and in the order
+of their images. A *way* is one way to plan a step: a precision and a format of the residual stream. Every way
+repeats each of the eight runs, from the same weights and on the same mini-batches: the first 1,000 iterations
+of ResNet-20 by the paper's recipe, at the rates of a run of 64,000. Losses are smoothed by means over windows
+of 50 iterations (6,400 images), one window after the other.
 
-In every window a way's mean over the seeds must lie within three standard deviations, of single float32 runs,
-from the float32 runs' mean. Why its mean, and not one run: two runs of one seed part after some hundred
-iterations, whatever the arithmetic, so that a run in another arithmetic is little else than a ninth run; and
-eight runs know their deviation so badly that a ninth one is more than three away from their mean in one window
-of forty (Student's t). For a mean over eight others that is one of two thousand, and what the arithmetic does
-to all runs alike stands out as clearly.
+In every window, a way's mean over the seeds must lie within three standard deviations of the float32 runs'
+mean; the standard deviation is that of single float32 runs. Why the mean, and not one run? Two runs with one
+seed part after some hundred iterations, whatever the arithmetic, so a run in another arithmetic is little else
+than a ninth run. Eight runs give a poor estimate of their deviation: a ninth run is more than three deviations
+away from their mean in one window of forty (Student's t). The mean over eight other runs is so far away in one
+window of two thousand, and an effect of the arithmetic on all runs shows as clearly.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ WAYS = {
     **{rung: (rung, "float32") for rung in RUNGS if rung.startswith("planned")},
     **{f"planned bf16, {stream} stream": ("planned bf16", stream) for stream in ("fp16", "bf16")},
 }
-"""What is compared with the first of them: a rung, and what it stores the residual stream in."""
+"""The ways: for each a rung, and the format of its residual stream. All others are compared with the first."""
 
 
 class Comparison(NamedTuple):
@@ -67,8 +68,8 @@ class Comparison(NamedTuple):
 
     @property
     def outside(self) -> str:
-        """Where the other way is farthest outside of the band; nothing if it never is."""
-        distance = np.nan_to_num(np.abs(self.apart), nan=np.inf)  # a loss that is no number is outside
+        """Say where the other way is farthest outside the band; return an empty string if it never is."""
+        distance = np.nan_to_num(np.abs(self.apart), nan=np.inf)  # a loss that is not a number is outside
         worst = int(distance.argmax())
         if distance[worst] <= WIDTH:
             return ""
@@ -87,7 +88,7 @@ def compare(float32: Array, other: Array, window: int) -> Comparison:
         At least two runs.
     other : array, (runs, iterations)
     window : int
-        Iterations; it divides their number.
+        How many iterations a window has; `window` divides the number of iterations.
 
     Examples
     --------
@@ -113,7 +114,7 @@ def first_iterations(size: Size) -> dict[str, Any]:
     data = data_at_hand()
     folder = runs_folder() / f"first-{size.first}-resnet{network_of(20, size).depth}-{data}"
     losses = all_losses(folder, load_dataset(data)[0], size)
-    shutil.rmtree(folder)  # what is asked for again is computed again
+    shutil.rmtree(folder)  # another call of this phase computes everything again
     float32 = losses.pop("textbook")
     found = {name: compare(float32, others, size.window) for name, others in losses.items()}
     if outside := [f"{name}: {one.outside}" for name, one in found.items() if one.outside]:
@@ -133,9 +134,9 @@ def first_iterations(size: Size) -> dict[str, Any]:
 
 
 def all_losses(folder: Path, training: Dataset, size: Size) -> dict[str, Array]:
-    """Return the losses of all runs, (seeds, iterations), by the names of `WAYS` that this card can go.
+    """Return the losses of all runs, (seeds, iterations), for each of `WAYS` whose arithmetic this card has.
 
-    A run that is over lies in the folder, so that the next call goes on with the others.
+    The losses of a finished run lie in the folder, so that the next call goes on with the other runs.
 
     Raises
     ------

@@ -1,8 +1,8 @@
 """Our kernels against the textbook on NumPy, by the factor-of-two rule, and against themselves, bit for bit.
 
-The rule: the rms error of what a kernel gives, against the textbook in float64, is at most twice that of the
-textbook in float32, plus 2 eps of the value's rms. In tf32 and bf16 the textbook's convolutions round their
-operands as the tensor cores do; products of rounded operands are exact in float64.
+The factor-of-two rule: errors are rms differences from the textbook in float64. A kernel's error is at most
+twice the error of the textbook in float32, plus 2 eps of the value's rms. In tf32 and bf16 the textbook's
+convolutions round their operands as the tensor cores do; products of rounded operands are exact in float64.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Arrays = list[Array]
 
 
 class Disagreement(AssertionError):
-    """A kernel's result is not what it must be; the message says which and by how much."""
+    """A kernel's result is wrong; the message names the result and says how large its error is."""
 
 
 def rms(x: Array) -> float:
@@ -54,13 +54,13 @@ def share_of_allowed_error(ours: Array, plain: Array, exact: Array) -> float:
     Raises
     ------
     Disagreement
-        If it is more than 1, or no number, or shape or dtype are wrong.
+        If the share is more than 1 or not a number, or if shape or dtype are wrong.
     """
     if not (ours.dtype == np.float32 and ours.shape == plain.shape == exact.shape):
         raise Disagreement(f"{ours.dtype} of shape {ours.shape}, and {exact.shape} was expected")
     allowed = 2 * rms(plain - exact) + 2 * float(np.finfo(np.float32).eps) * rms(exact)
     error = rms(ours - exact)
-    if not error <= allowed:  # so that NaN fails
+    if not error <= allowed:  # written so that NaN fails
         raise Disagreement(f"rms error {error:.2e}, allowed {allowed:.2e}")
     return error / allowed if allowed else 0.0
 
@@ -74,7 +74,7 @@ def numbers(*shape: int, seed: int = 0, offset: float = 0.0) -> Array:
 def away_from_kink(x: Array, gamma: Array, beta: Array, groups: int) -> Array:
     """Return x with batch norm's outputs at least 1e-4 away from zero.
 
-    One ReLU among millions that rounding turns over would be all of the error.
+    If rounding changed the sign at one ReLU among millions, that ReLU alone would make the whole error.
     """
     z = LAYERS["bn"].forward(*(a.astype(np.float64) for a in (x, gamma, beta)), groups=groups)[0]
     return x + np.where(np.abs(z) < 1e-3, np.copysign(2e-3, z), 0).astype(np.float32)
@@ -92,7 +92,7 @@ def rounded(x: Array, precision: str) -> Array:
 
 
 def rounding_pairs(precision: str) -> dict[str, Pair]:
-    """Return the textbook's convolutions with operands rounded as a precision rounds them."""
+    """Return the textbook's convolutions with operands rounded to a precision."""
     conv = LAYERS["conv"]
 
     def operand(x: Array) -> Array:
@@ -128,14 +128,15 @@ def _behind_bn_relu(conv: Pair) -> Pair:
 def planned_pairs(precision: str, stream_format: str = "float32") -> dict[str, Any]:
     """Return fields of a backend: the textbook's pairs, rounding where a planned step of a precision rounds.
 
-    Operands of convolutions; with bfloat16, in which tensors inside branches are stored, every result of a
-    convolution and every gradient of one, too; with a stream of 16 bits, where two paths meet, both ways.
+    They round the operands of convolutions. With bfloat16, in which tensors inside branches are stored, they
+    also round every result of a convolution and every gradient at its input. With a residual stream of 16 bits,
+    they round where two paths meet, forward and backward.
 
     Parameters
     ----------
     precision : {"tf32", "bf16"}
     stream_format : {"float32", "bf16", "fp16"}
-        What the residual stream is stored in.
+        The format that the residual stream is stored in.
     """
     pairs, identity = rounding_pairs(precision), MERGES["identity"]
 
@@ -180,7 +181,7 @@ def run(pair: Pair, dtype: DTypeLike, arguments: tuple[Any, ...], options: Mappi
 
 
 class Case(NamedTuple):
-    """Something to compute three ways."""
+    """A computation done three ways: by our kernels, by the textbook in float32, and in float64."""
 
     name: str
     ours: Callable[[], Arrays]
@@ -194,7 +195,7 @@ def judge(case: Case, times: int = 3) -> float:
     Raises
     ------
     Disagreement
-        If a result breaks the factor-of-two rule, or the bits differ from time to time.
+        If a result breaks the factor-of-two rule, or the bits differ from one computation to the next.
     """
     results = [case.ours() for _ in range(times)]
     try:
@@ -206,7 +207,7 @@ def judge(case: Case, times: int = 3) -> float:
     return max(shares)
 
 
-# (C_in, C_out, size, k, stride): what the networks of the catalogue have, then what they do not have
+# (C_in, C_out, size, k, stride): the shapes of the catalogue's networks; the last two occur in no network
 CONVOLUTIONS = (
     (3, 16, 32, 3, 1),
     (16, 16, 32, 3, 1),
@@ -239,16 +240,16 @@ PLANNED: tuple[dict[str, Any], ...] = (
 
 
 def cases(backend: Backend, device: Device, precision: str, n: int) -> Iterator[Case]:
-    """Yield what the kernels of a precision are tried on; together they launch each kernel.
+    """Yield the cases for the kernels of a precision; together they launch each kernel.
 
     Parameters
     ----------
     backend : Backend
-        Ours, in that precision.
+        Our backend, in this precision.
     device : Device
-        Where its kernels run.
+        Where the backend's kernels run.
     precision : {"float32", "tf32", "bf16"}
-        In tf32 and bf16 only convolutions are other kernels.
+        In tf32 and bf16 only the convolutions have kernels of their own.
     n : int
         Images in a mini-batch; an even number.
     """
@@ -257,7 +258,7 @@ def cases(backend: Backend, device: Device, precision: str, n: int) -> Iterator[
     def pair(name: str, *arguments: Any, **options: Any) -> Case:
         ours = host.merges[name] if name in host.merges else host.layers[name]
         shapes = " ".join("x".join(map(str, a.shape)) for a in arguments)
-        exactly = plain if name == "conv" else TEXTBOOK  # an activation may round to the neighbour
+        exactly = plain if name == "conv" else TEXTBOOK  # an activation may round to its neighbour
         return Case(
             f"{name} {shapes}",
             lambda: run(ours, np.float32, arguments, options),
@@ -269,7 +270,7 @@ def cases(backend: Backend, device: Device, precision: str, n: int) -> Iterator[
         x, w = numbers(n, c_in, size, size), numbers(c_out, c_in, k, k)
         gamma, beta = 1 + 0.1 * numbers(c_in), numbers(c_in, seed=1)
         yield pair("conv", x, w, stride=stride)
-        x = away_from_kink(x + 1, gamma, beta, groups=2)  # of a mean of zero no digit would be worth judging
+        x = away_from_kink(x + 1, gamma, beta, groups=2)  # no digit of a mean of zero could be judged
         yield pair("bn_relu_conv", x, gamma, beta, w, stride=stride, groups=2)
     for options in PLANNED:
         yield _planned_step(backend, precision, options)
@@ -299,20 +300,21 @@ def cases(backend: Backend, device: Device, precision: str, n: int) -> Iterator[
 
 
 def _planned_step(backend: Backend, precision: str, options: dict[str, Any], *, merge: bool = True) -> Case:
-    """Return a case of a planned step: the parameters' gradients, and the state that it leaves.
+    """Return a case of a planned step: the parameters' gradients, and the state after the step.
 
-    In float32 these are of a second step, which replays the graph of the first. In tf32 and bf16 rounding has
-    moved the weights apart by then, and in the first step ReLUs flip here and there: a tensor of few numbers
-    may break the rule by chance, so there all tensors, each divided by its rms, are judged as one. It runs with
-    the default kernels, and with both gradients of a convolution in one launch if asked; every other time the
-    kernels that only finish moments and sums are launched, too.
+    In float32 the case is the second step, which replays the graph. In tf32 and bf16 it is the first step,
+    because rounding moves the weights apart by the second. Even in the first step some ReLUs change sides, so a
+    tensor of few numbers may break the rule by chance. So in tf32 and bf16 all tensors, each divided by its
+    rms, are judged as one. The step runs with the default kernels, and with `merge` it finds both gradients of
+    a convolution in one launch. Every other time it also launches the kernels that only finish moments and
+    sums.
     """
     network, recipe = build_network(**options), replace(PAPER, group_rule="two-shares")
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (10, 3, 8, 8), dtype=np.uint8), rng.integers(0, 10, 10)
     dataset = Dataset("noise", images, labels, tuple("abcdefghij"))
     state = initialise(network, recipe, 0)
-    for name in network.batch_norms:  # where no batch norm is trivial
+    for name in network.batch_norms:  # so that gamma is not 1 and beta is not 0
         for kind in ("weight", "bias"):
             values = state[f"{name}.{kind}"]
             values += 0.1 * numbers(*values.shape, seed=zlib.crc32(f"{name}.{kind}".encode()))

@@ -1,4 +1,4 @@
-"""What `python -m tinyres_gpu.check` finds out, phase by phase: first what is right, then what is fast."""
+"""The phases of `python -m tinyres_gpu.check`: first those that check, then those that measure."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ PHASES: dict[str, Phase] = {
     },
     **{f"ResNet-{depth}, the paper's recipe": partial(paper_recipe, depth=depth) for depth in (110, 164)},
 }
-"""All phases by name, in order: what is right, what is fast, and then what takes hours."""
+"""All phases by name, in order: the checks of results, the measurements of speed, the runs that take hours."""
 
 _TF32 = ("ceilings TF32", *(name for name in PHASES if name.startswith("kernels of") and name.endswith("tf32")))
 ENVIRONMENT = {name: {"CUPY_TF32": "1"} for name in _TF32}
-"""What a phase's process gets to see besides, where it measures products in TF32; CuPy reads it once."""
+"""Additional environment variables of the phases that measure products in TF32; CuPy reads them only once."""

@@ -1,9 +1,9 @@
-"""How long each kernel of a training step takes, and what share of the card's limits that is.
+"""How long each kernel of a training step takes, and what share of the card's limits it reaches.
 
-Each different launch of a step is repeated alone, with the cache full of other things each time, between two
-events. The bytes of a launch are those that a perfect kernel moves, each number read or written once, and its
-operations are those of the convolution, two for each multiply-add. So no share flatters: a kernel that reads
-something twice has a smaller one.
+Each different launch of a step is repeated alone, between two events; each time the cache is full of other
+data. The bytes of a launch are those that a perfect kernel moves: each number is read or written once. Its
+operations are those of the convolution, two for each multiply-add. So no share is too high: a kernel that reads
+numbers twice reaches a smaller share.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from tinyres_gpu.plan.tuning.timing import launch_seconds
 
 
 class Work(NamedTuple):
-    """A kind of launch: everything that takes the same time."""
+    """A kind of launch: all launches of a step that take the same time."""
 
     kernel: str
-    shape: tuple[int, ...]  # of its first array
-    launches: int  # a step
-    run: Callable[[], None]  # one of them
+    shape: tuple[int, ...]  # of the first array
+    launches: int  # how many in a step
+    run: Callable[[], None]  # runs one of them
     bytes: int
     multiply_adds: int
 
 
 @dataclass(frozen=True)
 class RecordingDevice(Device):
-    """A device that notes what is launched, by kernel, grid and arguments but for where arrays lie."""
+    """A device that notes its launches by kernel, grid and arguments; of arrays only the shapes count."""
 
-    noted: dict[tuple[Any, ...], Mapping[str, Any]] = field(default_factory=dict)  # the first one's arguments
+    noted: dict[tuple[Any, ...], Mapping[str, Any]] = field(default_factory=dict)  # arguments of the first
     counts: Counter[tuple[Any, ...]] = field(default_factory=Counter)
 
     def launch(
@@ -52,7 +52,7 @@ class RecordingDevice(Device):
         """Run a kernel, as `Device.launch`, and note it."""
         arguments = in_order(name, arguments)
         kind = name, tuple(blocks), tuple(block), *(getattr(a, "shape", a) for a in arguments.values())
-        self.noted.setdefault(kind, arguments)  # of one: of all, it would be a whole step's memory
+        self.noted.setdefault(kind, arguments)  # of one launch: all would hold the memory of a step
         self.counts[kind] += 1
         super().launch(name, blocks, arguments, block=block)
 
@@ -62,13 +62,13 @@ class RecordingDevice(Device):
         self.counts.clear()
 
     def work(self, network: Network) -> list[Work]:
-        """Return what was noted, of a composed step of a network."""
+        """Return the noted launches, those of a composed step of a network."""
         found = []
         for kind, arguments in self.noted.items():
             name, blocks, block, *_ = kind
             arrays = [a for a in arguments.values() if hasattr(a, "nbytes")]
             moved = sum(int(a.nbytes) for a in arrays)
-            # It takes addresses; w and velocity are read and written, gradients read.
+            # The kernel takes addresses. It reads and writes w and velocity, and reads the gradients.
             if name.startswith("update"):
                 moved = 5 * 4 * network.parameter_count
             multiply_adds, _ = arithmetic(name.partition("<")[0], arguments)
@@ -82,7 +82,7 @@ def _launching(device: Device, name: str, blocks: Any, arguments: Any, block: An
 
 
 def planned_work(program: Program) -> list[Work]:
-    """Return what a planned step launches."""
+    """Return the launches of a planned step."""
     kinds: dict[tuple[Any, ...], list[int]] = {}
     for number, launch in enumerate(program.plan.launches):
         kind = launch.kernel, launch.grid, launch.bytes, launch.multiply_adds
@@ -109,22 +109,22 @@ def time_work(
     ----------
     work : iterable of Work
     cuda : module
-        cupy.cuda; launches and events go to its current stream.
+        cupy.cuda; launches and events go to its current CUDA stream.
     flush : callable
-        Fills the cache with something else, and keeps the card busy while the host prepares the launch.
+        Fills the cache with other data, and keeps the card busy while the host prepares the launch.
     copy : float
         Bytes a second that the card copies, read and written.
     products : float
-        Operations a second of its large matrix products.
+        Operations a second of the card's large matrix products.
     repeats : int
-        Launches, of whose times the median is taken.
+        How often each launch is timed; the median counts.
 
     Returns
     -------
     list of dict
-        A line for each kind of launch, the costliest first: ``kernel``, ``shape`` of its first array,
-        ``launches`` a step, ``microseconds`` of one, its ``megabytes`` and ``share_of_copy``; of convolutions
-        also ``gigaflop`` and ``share_of_products``.
+        A line for each kind of launch, the costliest first: ``kernel``, ``shape`` of the first array,
+        ``launches`` in a step, ``microseconds`` of one launch, its ``megabytes`` and ``share_of_copy``. For
+        convolutions there are also ``gigaflop`` and ``share_of_products``.
     """
     lines = []
     for one in work:
@@ -145,7 +145,7 @@ def time_work(
 
 
 def by_kernel(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a line for each kernel, from those for each kind of launch, the costliest first.
+    """Return a line for each kernel, the costliest first, from the lines for each kind of launch.
 
     Examples
     --------

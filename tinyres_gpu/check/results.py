@@ -17,7 +17,7 @@ NOTHING = "No card has been measured yet."
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read results; nothing if there are none.
+    """Read results; return an empty dict if there is no file.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def _kernel_lines(times: Sequence[dict[str, Any]]) -> list[str]:
 def kernels_by_card(all_results: Sequence[Mapping[str, Any]]) -> str:
     """Return which kernels ran on which card and agreed with the textbook, in Markdown.
 
-    Kernels that differ in their template's arguments share a line.
+    Kernels that differ only in their template arguments share a line.
 
     Examples
     --------
@@ -104,7 +104,7 @@ def render(page: str, all_results: Iterable[Mapping[str, Any]]) -> str:
     Raises
     ------
     UserError
-        If the marks are not there.
+        If the page lacks the marks.
     """
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -116,7 +116,7 @@ def render(page: str, all_results: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _words(found: Mapping[str, Any]) -> str:
-    """Return what came out of a phase, on one line."""
+    """Return the result of a phase, on one line."""
     for kind in NO_RESULT:
         if kind in found:
             return f"{kind}: {' '.join(found[kind].split())[:200]}".replace("|", "/")
@@ -125,7 +125,7 @@ def _words(found: Mapping[str, Any]) -> str:
 
 
 def _number(value: Any) -> str:
-    """Return a value with three digits that count."""
+    """Return a value with three significant digits."""
     if not isinstance(value, float):
         return str(value)
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"

@@ -1,7 +1,7 @@
 """Phases of `tinyres_gpu.check` that train with the user's command, at the user's length or the paper's.
 
-A run is stopped as Ctrl-C stops it when the phase's time is nearly up: it has its checkpoint, and the next call
-goes on from there. What a phase is: `tinyres_gpu.check.correctness` says it.
+When the phase's time is nearly over, the run is stopped as Ctrl-C would stop it: it saves a checkpoint, and the
+next call goes on from there. `tinyres_gpu.check.correctness` says what a phase is.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from tinyres.training.checkpoint import checkpoint_paths, load_checkpoint
 from tinyres_gpu.check.setting import CHECKOUT, PhaseError, Size, Skipped, Unfinished, demand, runs_folder
 
 LOGS = ("config.json", "metrics.csv", "timing.csv", "curves.png", "result.json")
-"""What is kept of a run for good."""
+"""The files of a run that are kept for good."""
 
 
 def users_command(size: Size, depth: int, precision: str = "float32") -> dict[str, Any]:
-    """Run the user's command, on CIFAR-10 where it is at hand."""
+    """Run the user's command, on CIFAR-10 if it is at hand."""
     iterations = size.long_run if depth == 20 else size.iterations
     flags = {"precision": precision, "depth": min(depth, size.deepest), "dataset": data_at_hand()}
     return train({**flags, "iterations": iterations, "eval-every": iterations}, size)
@@ -41,7 +41,7 @@ def paper_recipe(size: Size, depth: int) -> dict[str, Any]:
 
 
 def data_at_hand() -> str:
-    """Return the data set that there is: CIFAR-10, or the built-in one."""
+    """Return the name of the data set at hand: CIFAR-10, or else the built-in one."""
     folder = data_folder()
     names = [files.folder for files in (CIFAR10.binary, CIFAR10.pickled)]
     found = folder.name in names or any((folder / name).exists() for name in names)
@@ -49,17 +49,17 @@ def data_at_hand() -> str:
 
 
 def train(flags: dict[str, Any], size: Size) -> dict[str, Any]:
-    """Run the demo with these flags; a run that was stopped goes on, one that is over begins anew.
+    """Run the demo with these flags; a stopped run goes on, a finished run begins anew.
 
     Returns
     -------
     dict
-        What counts of the run's result, and its folder as ``run``.
+        The important numbers of the run's result, and its folder as ``run``.
 
     Raises
     ------
     Unfinished
-        If it took too long and was stopped.
+        If the run took too long and was stopped.
     """
     demand(flags["precision"])
     demo = CHECKOUT / "demos" / "train_cifar.py"
@@ -75,7 +75,7 @@ def train(flags: dict[str, Any], size: Size) -> dict[str, Any]:
         try:
             _, errors = process.communicate(timeout=size.patience)
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)  # it finishes its step and saves
+            process.send_signal(signal.SIGINT)  # the run finishes its step and saves
             _, errors = process.communicate()
     if process.returncode == 130:
         raise Unfinished(f"{iterations_done(out):,} of {flags['iterations']:,} iterations")
@@ -93,7 +93,7 @@ def iterations_done(out: Path) -> int:
 
 
 def keep_logs(run: Path, folder: Path) -> None:
-    """Copy what is small of a run that is over."""
+    """Copy the small files of a finished run, `LOGS`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in LOGS:
         shutil.copy(run / name, folder / name)

@@ -1,4 +1,4 @@
-"""What the phases of `tinyres_gpu.check` share: sizes, what is held side by side, what may be missing."""
+"""What the phases of `tinyres_gpu.check` share: sizes, the steps that are compared, the kinds of failure."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ class PhaseError(Exception):
 
 
 class Skipped(Exception):
-    """Something that the phase needs is not there; the message says what."""
+    """Something that the phase needs is missing; the message says what."""
 
 
 class Unfinished(Exception):
-    """There was not the time for all of it, and the next call goes on; the message says how far it came."""
+    """The time was too short for the phase, and the next call goes on; the message says how far it came."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large everything is: `FULL` on a card, `REHEARSAL` there, too, and `TOY` in the tests."""
+    """How large everything is: `FULL` or `REHEARSAL` on a card, and `TOY` in the tests."""
 
     batch_size: int = 128
-    steps: int = 20  # measured, after as many as `warm_up`
+    steps: int = 20  # that are measured, after `warm_up` others
     warm_up: int = 5
-    megabytes: int = 1024  # copied
+    megabytes: int = 1024  # that are copied
     matrix: int = 8192  # rows and columns of the product
     launches: int = 10_000
     examples: int = 20  # for the gradient checks, of each pair
     only: str = ""  # names of the gradient checks that are wanted
     deepest: int = 10_000  # no network is deeper, whatever the phase's name says
-    compared: int = 20  # iterations
+    compared: int = 20  # iterations that are compared with NumPy's
     first: int = 1000  # iterations whose losses are compared with float32's
-    window: int = 50  # iterations over which these are smoothed
+    window: int = 50  # iterations over which these losses are smoothed
     seeds: int = 8
     iterations: int = 100  # of the user's command
     long_run: int = 5000  # iterations
@@ -86,7 +86,7 @@ REHEARSAL = replace(TOY, device="cuda")
 
 
 def machine() -> dict[str, Any]:
-    """Say on what all this runs: what must be equal for an earlier result to stand."""
+    """Return card, driver and versions; an earlier result is kept only if all of them are the same."""
     cupy = get_backend("cupy-reference").xp
     versions = {
         "tinyres": tinyres.__version__,
@@ -97,7 +97,7 @@ def machine() -> dict[str, Any]:
 
 
 def runs_folder() -> Path:
-    """Return where runs are kept as long as results stand: another machine, or source, begins anew."""
+    """Return the folder of the runs; another machine, or another source, has another folder."""
     here = machine()
     letters = hashlib.sha256(json.dumps(here).encode()).hexdigest()[:8]
     return CHECKOUT / "runs" / "gpu-check" / f"{name_of_card(here)}-{letters}"
@@ -116,7 +116,7 @@ RUNGS = {
     **{f"composed {name}": Rung("cupy", name) for name in PRECISIONS},
     **{f"planned {name}": Rung("cupy", name, composed=False) for name in PRECISIONS},
 }
-"""What is held side by side: the textbook on CuPy, our kernels as composed pairs, and planned and replayed."""
+"""The steps that are compared: the textbook on CuPy, our kernels as composed pairs, and our planned steps."""
 
 
 def demand(precision: str) -> None:
@@ -128,7 +128,7 @@ def demand(precision: str) -> None:
 
 
 def backend_of(rung: str) -> Backend:
-    """Return a rung's backend; `Skipped` if this card has no such arithmetic."""
+    """Return a rung's backend; raise `Skipped` if this card lacks the arithmetic."""
     name, precision, composed = RUNGS[rung]
     if name != "cupy":
         return get_backend(name, precision)

@@ -1,8 +1,8 @@
 """Phases of `tinyres_gpu.check` that measure: the card's limits, a training step, its kernels, PyTorch.
 
-A training step is timed in the training loop, where the next one is under way before its loss is looked at, if
-the step can do that. It includes drawing, cropping and flipping its mini-batch. What a phase is:
-`tinyres_gpu.check.correctness` says it.
+A training step is timed in the training loop. If the step can do that, the next step is started before the loss
+of this one is read. The time includes drawing, cropping and flipping the mini-batch.
+`tinyres_gpu.check.correctness` says what a phase is.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from tinyres_gpu.kernels.pairs.step import KernelStep
 
 
 def ceilings(size: Size) -> dict[str, Any]:
-    """Measure what no kernel can beat: bytes copied, products, empty launches a second."""
+    """Measure the limits that no kernel can beat: the rates of copies and of products, the time of a launch."""
     cupy = get_backend("cupy-reference").xp
     small = cupy.zeros(1, cupy.float32)
     _seconds(cupy, partial(small.__iadd__, 1))
@@ -56,7 +56,7 @@ def ceilings(size: Size) -> dict[str, Any]:
 
 
 def copy_rate(megabytes: int) -> float:
-    """Measure how many bytes are read and written a second when so much is copied."""
+    """Measure how many bytes are read and written a second when so many megabytes are copied."""
     cupy = get_backend("cupy-reference").xp
     source = cupy.ones(megabytes << 18, cupy.float32)
     target = cupy.empty_like(source)
@@ -67,7 +67,8 @@ def copy_rate(megabytes: int) -> float:
 def products(size: Size, dtypes: tuple[str, ...] = ("float32",)) -> dict[str, Any]:
     """Measure the rate of large square products.
 
-    Whether float32 means TF32 is for CUPY_TF32 to say; float16, which CuPy has, is as fast as bfloat16.
+    The environment variable CUPY_TF32 decides whether float32 means TF32. CuPy has no bfloat16; float16 is as
+    fast.
     """
     cupy = get_backend("cupy-reference").xp
     rates = {}
@@ -81,7 +82,7 @@ def products(size: Size, dtypes: tuple[str, ...] = ("float32",)) -> dict[str, An
 
 
 def _seconds(cupy: Any, call: Callable[[], Any], times: int = 10) -> float:
-    """Return the seconds of a call on the device, the median, after one that warms up."""
+    """Return the median seconds of a call on the device, after one call that warms up."""
     call()
     taken: list[float] = []
     for _ in range(times):
@@ -95,7 +96,7 @@ def _seconds(cupy: Any, call: Callable[[], Any], times: int = 10) -> float:
 
 
 def step_time(size: Size, depth: int, rung: str) -> dict[str, Any]:
-    """Time a training step, and say what was chosen among its kernels."""
+    """Time a training step, and report the choices among its kernels."""
     try:
         step = training_step(backend_of(rung), network_of(depth, size), size)
         seconds = _median_seconds(step, size)
@@ -154,11 +155,11 @@ def _planned_work(rung: str, network: Network, size: Size) -> tuple[Any, list[Wo
 
 
 def torch_step_time(size: Size, depth: int, mode: str, precision: str) -> dict[str, Any]:
-    """Time PyTorch's training step of the same network, as well as PyTorch can be told to.
+    """Time PyTorch's training step of the same network, with the settings that make PyTorch fastest.
 
-    It is the benchmark's side, in a process of its own: its mini-batch lies ready on the device, in
-    channels_last, and nobody waits for a loss. ``mode`` is ``channels-last``, which is eager, or ``compiled``,
-    which replays CUDA graphs, too.
+    PyTorch is the other side of the benchmark, in a process of its own. Its mini-batch lies ready on the
+    device, in channels_last, and nobody waits for a loss. ``mode`` is ``channels-last``, which is eager, or
+    ``compiled``, which is compiled and replays CUDA graphs.
     """
     if importlib.util.find_spec("torch") is None:
         raise Skipped("PyTorch is not installed")
@@ -184,7 +185,7 @@ def torch_step_time(size: Size, depth: int, mode: str, precision: str) -> dict[s
 
 
 def _median_seconds(step: Any, size: Size) -> float:
-    """Return the time of a step in the training loop, the median."""
+    """Return the median time of a step in the training loop."""
     taken = []
     before = time.perf_counter()
     for _ in step.outcomes(0, size.warm_up + size.steps, wants_state=lambda t: False):

@@ -1,10 +1,10 @@
 """Our own CUDA kernels, as forward/backward pairs.
 
-`docs/kernels.md` is the introduction. There are three rooms:
+`docs/kernels.md` is the introduction. There are three folders:
 
 - `pairs`: the kernels of the forward/backward pairs, and the Python files that launch them
 - `planned`: the fused kernels, which only a planned step launches
-- `common`: the headers, and what loads, compiles and launches a kernel
+- `common`: the headers, and the Python code that loads, compiles and launches a kernel
 
 A .cu file holds one idea, explained at its top. A kernel is compiled when it is first needed.
 """
@@ -56,7 +56,7 @@ def layers(device: Device = CUPY, precision: str = "float32") -> dict[str, Pair]
 
 
 def merges(device: Device = CUPY, precision: str = "float32") -> dict[str, Pair]:
-    """Return the table of merges on a device, by the names of `tinyres.shortcuts`; gates have a convolution."""
+    """Return the table of merges on a device, by the names of `tinyres.shortcuts`. Gates use a convolution."""
     conv = Conv(device, precision)
     return {
         "identity": _pair(Identity(device)),

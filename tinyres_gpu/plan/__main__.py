@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def kinds_table(plan: Plan, card: Card) -> str:
-    """Return the plan's launches by kind, a line each."""
+    """Return a table with a line for each kind of launch in the plan."""
     rows = by_kind(plan.launches, card)
     total = cost(plan.launches, card)
     lines = [f"{'':24}{'launches':>9}{'GB':>8}{'GFLOP':>8}{'ms':>8}{'share':>7}"]
@@ -102,18 +102,18 @@ def _kind_line(kind: str, row: Cost, total: Cost) -> str:
 
 
 def ladder(composed: Cost, apart: Cost, folded: Cost, planned: Cost, iterations: int) -> str:
-    """Return what each rung of the ladder costs, a line each.
+    """Return a table with a line for each rung of the ladder, and what it costs.
 
     Parameters
     ----------
     composed : Cost
-        Of the composed step.
+        The cost of the composed step.
     apart : Cost
-        Of a plan with launches that finish.
+        The cost of a plan with launches that only finish partial results.
     folded : Cost
-        Of one without them, and with a launch for each gradient.
+        The cost of a plan without such launches, and with a launch for each gradient.
     planned : Cost
-        Of the plan as it is.
+        The cost of the plan as it is.
     iterations : int
     """
     rungs = {
@@ -132,7 +132,7 @@ def ladder(composed: Cost, apart: Cost, folded: Cost, planned: Cost, iterations:
 
 
 def memory(plan: Plan) -> str:
-    """Return what the plan needs of a card's memory, in a line."""
+    """Return a line that says how much of a card's memory the plan needs."""
     permanent = sum(buffer.nbytes for buffer in plan.permanent)
     arena = plan.placement.size
     return (

@@ -1,8 +1,8 @@
-"""Many buffers in one piece of memory, which is used again when a buffer's life is over.
+"""Many buffers in one piece of memory, the arena: the memory of a buffer is used again after its last launch.
 
-Memory is handed out in the order of the launches: a buffer gets the smallest gap that it fits in, and gives it
-back after its last launch, when neighbouring gaps become one. What the forward pass keeps for the backward
-pass is given back in the opposite order, like a stack, so that few gaps arise.
+Memory is handed out in the order of the launches. A buffer gets the smallest gap that it fits in, and gives it
+back after its last launch; then neighbouring gaps become one. The buffers that the forward pass keeps for the
+backward pass are given back in the opposite order, like a stack, so that few gaps arise.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Placement:
     offsets : dict of str to int
         In bytes, by the buffer's name.
     needs : mapping of str to (int, int, int)
-        Bytes, first and last launch of each.
+        Bytes, first launch and last launch of each buffer.
     size : int
         Bytes of the whole arena.
     """
@@ -38,7 +38,7 @@ class Placement:
         Raises
         ------
         AssertionError
-            If two do; the message names them.
+            If two buffers do; the message names them.
         """
         living: list[tuple[int, int, str]] = []  # sorted by offset
         for name, starts in _events(self.needs):
@@ -83,7 +83,7 @@ def place(needs: Mapping[str, tuple[int, int, int]]) -> Placement:
                     insort(gaps, (begin + room, end))
             else:
                 begin = top
-                if gaps and gaps[-1][1] == top:  # the last gap, and more
+                if gaps and gaps[-1][1] == top:  # begin in the last gap, and go on behind it
                     begin, _ = gaps.pop()
                 top = begin + room
                 size = max(size, top)
@@ -100,9 +100,9 @@ def place(needs: Mapping[str, tuple[int, int, int]]) -> Placement:
 
 
 def _events(needs: Mapping[str, tuple[int, int, int]]) -> list[tuple[str, bool]]:
-    """Return (name, True) where lives begin and (name, False) where they are over, in the order of launches."""
+    """Return (name, True) where a buffer's life begins and (name, False) where it ends, launch by launch."""
     begins = [(first, 0, name) for name, (_, first, _) in needs.items()]
     ends = [
         (last, 1, name) for name, (_, _, last) in needs.items()
-    ]  # after all that begin with the same launch
+    ]  # they come after the buffers that begin with the same launch
     return [(name, kind == 0) for _, kind, name in sorted(begins + ends)]

@@ -33,11 +33,11 @@ from tinyres_gpu.plan.launches import Argument, Buffer, Deal, Table, Updated, Wr
 from tinyres_gpu.plan.layout import planned_shape
 
 SUMMING = "sum_splits"
-STEP = 32  # pixels of a weight gradient's split are a multiple of it
+STEP = 32  # the number of pixels in a weight gradient's split is a multiple of STEP
 
 
 def head(emit: Emitter, last: Signal, behind: Norm, classes: int) -> Arriving:
-    """Pool, classify, and bring the loss' gradient back to the feature that the last batch norm reads."""
+    """Pool, classify, and return the loss's gradient at the feature that the last batch norm reads."""
     n, h, w, c = last.tensor.shape
     w_fc, b_fc = parameter("fc.weight", (classes, c)), parameter("fc.bias", (classes,))
     pooled, dpooled = Buffer("pooled", (n, c)), Buffer("pooled.gradient", (n, c))
@@ -129,20 +129,20 @@ def data_gradient(
     added: Buffer | None = None,
     added_stride: int = 1,
 ) -> Arriving:
-    """Bring a gradient from the output of a convolution through it and the ReLU before it.
+    """Bring a gradient from the output of a convolution back through the convolution and the ReLU before it.
 
     Parameters
     ----------
     emit : Emitter
     layer : Conv
     arriving : Arriving
-        At its output.
+        The gradient at the convolution's output.
     behind : Norm
-        Whose activation it read.
+        The batch norm whose activation the convolution read.
     keep : Buffer, optional
-        Where `arriving` is written down as one tensor.
+        The buffer to which `arriving` is written as one tensor.
     added : Buffer, optional
-        What else arrives at the activation: the shortcut's gradient.
+        The shortcut's gradient, which arrives at the activation as well.
     added_stride : int
         `added` has a value for every `added_stride`-th row and column of the activation's pixels; the other
         pixels get nothing from it.
@@ -150,7 +150,7 @@ def data_gradient(
     Returns
     -------
     Arriving
-        At the feature that the batch norm reads.
+        The gradient at the feature that the batch norm reads.
     """
     dz = _dz(emit, behind)
     tensors = *arriving.parts, keep, added, behind.tensor, behind.gate, dz
@@ -162,7 +162,7 @@ def data_gradient(
 
 
 def plain_data_gradient(emit: Emitter, layer: Conv, arriving: Arriving, like: Buffer) -> Buffer:
-    """Return the gradient at what a convolution read, a tensor shaped like `like`."""
+    """Return the gradient at the input of a convolution, a tensor of the shape of `like`."""
     dx = stream_gradient(emit, f"{layer.name}.dx", like.shape)
     decision = emit.decide(DATA, layer, like.shape, *arriving.parts, None, None, None, None, dx)
     gate = {"t": None, "norm": None, "gate": None, "t_format": 0}
@@ -181,21 +181,21 @@ def gradients(
     added: Buffer | None = None,
     added_stride: int = 1,
 ) -> Arriving:
-    """Do what `data_gradient` and `weight_gradient` do, in one launch where there is one for it.
+    """Do the work of `data_gradient` and `weight_gradient`, in one launch if there is a kernel for both.
 
     Parameters
     ----------
     emit : Emitter
     layer : Conv
     source : Signal
-        What it read.
+        The convolution's input.
     arriving, behind, keep, added, added_stride
-        As of `data_gradient`.
+        As in `data_gradient`.
 
     Returns
     -------
     Arriving
-        At the feature that the batch norm reads.
+        The gradient at the feature that the batch norm reads.
     """
     n, h, w, c = source.tensor.shape
     tensors = *arriving.parts, keep, added, behind.tensor, behind.gate, _dz(emit, behind), source.tensor
@@ -243,7 +243,7 @@ def gradients(
 
 
 def weight_gradient(emit: Emitter, layer: Conv, source: Signal, arriving: Arriving) -> None:
-    """Leave the splits of a weight gradient, to be added up with others."""
+    """Compute the splits of a weight gradient; they are added up later, together with others."""
     n, *image, c = source.tensor.shape
     out_image = strided(image, layer.stride)
     decision = emit.decide(
@@ -288,7 +288,7 @@ def finish_sums(emit: Emitter, behind: Norm, dz: Buffer, sums: Buffer) -> Arrivi
 
 
 def projection_sums(emit: Emitter, norm: Norm, dz: Buffer) -> Arriving:
-    """Find the sums of a second batch norm that the gradient dz arrives at."""
+    """Find the backward sums of a second batch norm at which the gradient dz arrives."""
     _, h, w, c = norm.tensor.shape
     tile = tile_channels(c)
     rows = THREADS * 16 // tile
@@ -316,7 +316,7 @@ def projection_sums(emit: Emitter, norm: Norm, dz: Buffer) -> Arriving:
 
 
 def sum_splits(emit: Emitter) -> None:
-    """Add up the weight gradients that wait for it, if any do, in one launch."""
+    """Add up, in one launch, the splits of all weight gradients that wait for it, if there are any."""
     if not emit.splits:
         return
     rows = tuple((partial, Written(total), splits, total.size) for partial, total, splits in emit.splits)
@@ -331,7 +331,7 @@ def sum_splits(emit: Emitter) -> None:
 
 
 def stream_gradient(emit: Emitter, name: str, shape: tuple[int, ...]) -> Buffer:
-    """Return a buffer for a gradient of the stream."""
+    """Return a buffer for a gradient of the residual stream."""
     return Buffer(name, shape, emit.storage.stream_gradient)
 
 
@@ -365,7 +365,7 @@ def _launch_data_gradient(
             "dx_format": format_of(dx),
             "sums": Written(sums) if sums else None,
             **emit.images,
-            **convolution_sizes(image, layer.c_out, (h, w), c, layer),  # it reads dy and writes dx
+            **convolution_sizes(image, layer.c_out, (h, w), c, layer),  # the kernel reads dy and writes dx
             **UNFINISHED,
         },
         multiply_adds=count_multiply_adds(layer, dy),
@@ -384,20 +384,20 @@ def _split(
     emit : Emitter
     layer : Conv
     pixels : int
-        To be split.
+        How many pixels are to be split.
     decision : Decision
-        Into how many blocks, about.
+        It says into about how many blocks.
     blocks : int
-        That share a split.
+        How many blocks share a split.
     step : int
-        Pixels of a split are a multiple of it.
+        The number of pixels in a split is a multiple of `step`.
 
     Returns
     -------
     int
-        Pixels of a split.
+        The number of pixels in a split.
     Buffer
-        For what each of them finds.
+        The partial weight gradient of each split.
     """
     of_a_group = pixels // emit.groups
     wanted = max(1, decision.choice.blocks // (blocks * emit.groups))
@@ -415,13 +415,13 @@ def _wait_for_sum(emit: Emitter, layer: Conv, partial: Buffer) -> None:
 
 
 def _gradient_of(emit: Emitter, behind: Norm, tiles: int) -> tuple[Buffer, Buffer]:
-    """Return the buffers of the gradient behind a batch norm and of its partial sums."""
+    """Return two buffers: for the gradient behind a batch norm, and for its partial sums."""
     sums = Buffer(f"{behind.name}.sums", (emit.groups, tiles, behind.tensor.shape[3], 2))
     return _dz(emit, behind), sums
 
 
 def _dz(emit: Emitter, behind: Norm) -> Buffer:
-    """Return the buffer of the gradient behind a batch norm."""
+    """Return the buffer for the gradient behind a batch norm."""
     dtype = emit.storage.stream_gradient if behind.stream else emit.storage.branch_gradient
     return Buffer(f"{behind.name}.dz", behind.tensor.shape, dtype)
 
@@ -441,7 +441,7 @@ def _arriving(at: Arriving) -> dict[str, Argument]:
 
 
 def _added(added: Buffer | None, stride: int) -> dict[str, Argument]:
-    """Return the arguments of a kernel that adds what else arrives at an activation."""
+    """Return the arguments of a kernel that adds a shortcut's gradient at an activation."""
     return {"added": added, "added_channels": added.shape[3] if added else 0, "added_stride": stride}
 
 

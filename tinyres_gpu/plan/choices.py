@@ -2,7 +2,7 @@
 
 A launch that convolves asks a `Question`, which says everything that its time depends on. A `Choice` answers
 it. All answers are right. They differ in speed, and in the order of some sums, so in the last bits of the
-result. `tuning/tune.py` finds the fastest answers on the card at hand; where nobody has measured, the defaults
+result. `tuning/tune.py` finds the fastest answers on the card at hand. Before it has measured, the defaults
 hold.
 """
 
@@ -19,11 +19,11 @@ CONVOLUTIONS, DATA, WEIGHTS = "convolutions", "data gradients", "weight gradient
 BOTH = "both gradients"
 NAMES = {CONVOLUTIONS: "fused_conv", DATA: "fused_data_gradient", WEIGHTS: "fused_weight_gradient"}
 
-WIDEST = 32  # image whose window is staged, as in staged.cuh
+WIDEST = 32  # width of the widest image whose window is staged, as in staged.cuh
 
 TILES = (64, 32, 16)
-"""Channels of a block. The widest comes first: every block reads the other operand again, and with wide blocks
-there are fewer of them."""
+"""Channels of a block. The widest comes first: every block reads the other operand again, and if blocks are
+wide, there are fewer of them."""
 
 MOST, NEVER = 64, 0
 """How many partial results a thread of the last block merges at most. Where there are more, a launch of its own
@@ -55,7 +55,7 @@ class Hardware(NamedTuple):
     def summed_together(self) -> int:
         """Bytes of weight gradients' splits that are still in the L2 cache when they are added up.
 
-        The largest power of two that leaves room there for what is read besides.
+        It is the largest power of two that leaves room in the cache for other data.
 
         Examples
         --------
@@ -72,7 +72,7 @@ ARCHITECTURES = {
     "sm_86": Hardware(82, 6 * MIB),  # Ampere: GeForce RTX 3090
     "sm_90": Hardware(132, 50 * MIB),  # Hopper: H100, H200
 }
-"""A card of each architecture, from NVIDIA's tables, for machines without one; a card tells its own numbers."""
+"""A card of each architecture, from NVIDIA's tables, for machines without a card; a card reports its own."""
 
 HOPPER = ARCHITECTURES["sm_90"]
 
@@ -84,17 +84,17 @@ class Question(NamedTuple):
     arithmetic: str
     images: int
     groups: int
-    height: int  # of what the convolution reads
+    height: int  # of the tensor that the convolution reads
     width: int
     c_in: int
     c_out: int
     kernel_size: int
     stride: int
-    tensors: str  # the formats of what the launch reads and writes, in its order; - where there is no tensor
+    tensors: str  # the formats of the tensors that the launch reads and writes, in order; - for a missing one
 
     @property
     def columns(self) -> int:
-        """How many channels the launch computes; they are dealt out over blocks."""
+        """How many channels the launch computes; they are distributed over blocks."""
         return self.c_in if self.kind in (DATA, BOTH) else self.c_out
 
     @property
@@ -103,7 +103,7 @@ class Question(NamedTuple):
         return self.c_out if self.kind == DATA else self.c_in
 
     def __str__(self) -> str:
-        """Return the question in words; its answer is looked up by them."""
+        """Return the question in words; the words are the key under which its answer is looked up."""
         return (
             f"{self.kind} in {self.arithmetic}, {self.images} images in {self.groups} group(s), "
             f"{self.height}x{self.width}, {self.c_in} to {self.c_out} channels, "
@@ -122,7 +122,7 @@ class Choice(NamedTuple):
 
 
 APART = Choice(0)
-"""Both gradients each in a launch of its own."""
+"""Each of the two gradients in a launch of its own."""
 
 
 class Decision(NamedTuple):
@@ -144,7 +144,7 @@ def kernel_of(decision: Decision) -> str:
 
 
 def windows(question: Question) -> list[int]:
-    """Return the ways to read the window, the default first: channels staged at a time, or 0 for gathering.
+    """Return the ways to read the window, the default first: how many channels are staged at a time; 0: gather.
 
     Staging needs a stride of 1 and an image that staged.cuh has room for. With more channels at a time there
     are fewer rounds, but fewer blocks find room on a processor.
@@ -157,7 +157,7 @@ def windows(question: Question) -> list[int]:
 
 
 def merged_shapes(question: Question) -> list[tuple[int, int, int, int]]:
-    """Return the template arguments of the kernels that find both gradients, the widest block's first."""
+    """Return the template arguments of the kernels that find both gradients, the widest block first."""
     if question.arithmetic != "Bf16" or question.stride > 1 or question.width > WIDEST:
         return []
     shapes = (

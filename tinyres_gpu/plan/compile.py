@@ -13,8 +13,8 @@ An original unit:
     x --+-- conv -- BN ReLU conv -- BN --(+)-- ReLU -- x'
          \________________________________/
 
-Inside the branch the same holds. The last batch norm, the addition and the ReLU behind it are a launch of their
-own, `join`.
+Inside the branch the same holds. The last batch norm, the addition and the ReLU behind the addition are a
+launch of their own, `join`.
 
 Backward, the gradient at a pre-activation unit's x' is g = base + a dz + b (x' - mean) + c. Here `base` came
 along the shortcut of the unit above, and the rest is the backward of that unit's first batch norm. The data
@@ -42,7 +42,7 @@ from tinyres_gpu.plan.launches import Buffer, Plan
 from tinyres_gpu.plan.layout import PLANES, planned_shapes
 from tinyres_gpu.plan.storage import get_storage
 
-CLASSES = 1024  # that the kernel `classify` has room for
+CLASSES = 1024  # how many classes the kernel `classify` has room for
 
 
 def why_not(network: Network, size: tuple[int, int] = (IMAGE_SIZE, IMAGE_SIZE)) -> str:
@@ -55,7 +55,7 @@ def why_not(network: Network, size: tuple[int, int] = (IMAGE_SIZE, IMAGE_SIZE)) 
     ('', 'no plan for the dropout shortcut')
     """
     try:
-        check(network, IMAGE_SIZE, IMAGE_SIZE)  # which networks: as on the CPU; which sizes is told below
+        check(network, IMAGE_SIZE, IMAGE_SIZE)  # the same networks as on the CPU; sizes are checked below
     except PlanError as refused:
         return str(refused)
     if network.classes > CLASSES:
@@ -69,7 +69,7 @@ class Kept(NamedTuple):
     """What the backward pass of a unit needs to know of its forward pass."""
 
     unit: ResidualUnit
-    convs: list[tuple[Conv, Signal, Norm]]  # with what each read, and the batch norm behind which that lies
+    convs: list[tuple[Conv, Signal, Norm]]  # with the signal that each reads, and the batch norm before it
     projection: tuple[Conv, Norm | None] | None
 
 
@@ -91,32 +91,33 @@ def compile_step(
     Parameters
     ----------
     network : Network
-        One that `why_not` has nothing against, with `size`.
+        A network for which, with `size`, `why_not` returns an empty string.
     recipe : Recipe
         Groups of batch norm, momentum, weight decay.
     batch_size : int
     precision : {"float32", "tf32", "bf16"}
-        What convolutions round their operands to; with ``bf16`` branches are stored so as well.
+        The format that convolutions round their operands to; with ``bf16`` branches are stored in it as well.
     stream_format : {"float32", "bf16", "fp16"}
-        What the residual stream is stored in.
+        The format that the residual stream is stored in.
     size : (int, int)
         Height and width of the images.
     pixels : Pixels, optional
-        The data set that mini-batches are made of on the GPU; without it the host fills the buffers ``images``,
-        (N, H, W, 4), and ``labels``.
+        The data set from which mini-batches are made on the GPU; without it the host fills the buffers
+        ``images``, (N, H, W, 4), and ``labels``.
     largest_batch : int, optional
         Images in the largest mini-batch of the run, if not `batch_size`.
     fold : bool
-        Whether launches finish the moments and sums that they find themselves.
+        Whether a launch that finds partial moments or sums also finishes them.
     choices : Choices, optional
-        Which kernels in which shapes; the defaults for a Hopper card where it is not given.
+        Which kernels in which shapes; if not given, the defaults for a Hopper card.
 
     Raises
     ------
     ValueError
         If there is no plan for this network.
     UserError
-        If a tensor has more numbers than kernels can count, or no stream has this format at this precision.
+        If a tensor has more numbers than kernels can count, or the residual stream cannot have this format at
+        this precision.
     """
     if why := why_not(network, size):
         raise ValueError(why)
@@ -143,7 +144,7 @@ def compile_step(
 
 
 class _Compiler:
-    """Forward through the units, and back."""
+    """Emits the launches of the forward pass through the units, and of the backward pass."""
 
     def __init__(self, emitter: Emitter, network: Network) -> None:
         self.emit, self.network = emitter, network
@@ -185,7 +186,7 @@ class _Compiler:
         for bn, conv in zip(norms, _convs(unit), strict=True):
             norm = forward.norm(emit, bn, feature)
             source = Signal(feature.tensor, norm)
-            if not convs and unit.before:  # the shortcut reads this activation, too
+            if not convs and unit.before:  # the shortcut also reads this activation
                 match unit.shortcut:
                     case (Conv() as layer,):
                         shortcut = Shortcut(Signal(forward.conv(emit, layer, source, moments=False).tensor))
@@ -200,7 +201,7 @@ class _Compiler:
         return feature, Kept(unit, convs, projection)
 
     def preactivation_backward(self, kept: Kept, arriving: Arriving) -> Arriving:
-        """Emit the gradient at x from the one at x'."""
+        """Emit the gradient at x from the gradient at x'."""
         emit, unit, convs = self.emit, kept.unit, kept.convs
         last, source, norm = convs[-1]
         g = backward.stream_gradient(emit, f"{unit.name}.g", (*norm.tensor.shape[:3], last.c_out))  # at x'
@@ -215,7 +216,7 @@ class _Compiler:
     # ---- Original units: x' = relu(s + F(x)), where F ends with batch norm
 
     def original_forward(self, unit: ResidualUnit, x: Signal, behind: Norm) -> tuple[Signal, Norm, Kept]:
-        """Emit x' = relu(s + F(x)); `behind` is the batch norm behind which the activation x lies."""
+        """Emit x' = relu(s + F(x)); `behind` is the last batch norm before the activation x."""
         emit, projection = self.emit, None
         norms = [layer for layer in unit.branch if isinstance(layer, BatchNorm)]
         convs: list[tuple[Conv, Signal, Norm]] = []
@@ -237,9 +238,9 @@ class _Compiler:
         return Signal(y), replace(behind, gate=y), Kept(unit, convs, projection)
 
     def original_backward(self, kept: Kept, arriving: Arriving) -> Arriving:
-        """Emit the gradient at the feature behind x from `arriving`, the one at the feature behind x'."""
+        """Emit the gradient at the feature behind x from `arriving`, the gradient at the feature behind x'."""
         emit, convs = self.emit, kept.convs
-        masked = arriving.dz  # the gradient behind the addition: what the shortcut gets
+        masked = arriving.dz  # the gradient behind the addition, which the shortcut gets
         assert masked is not None
         for conv, source, norm in reversed(convs[1:]):
             arriving = backward.gradients(emit, conv, source, arriving, norm)
@@ -259,9 +260,9 @@ class _Compiler:
         ----------
         kept : Kept
         arriving : Arriving
-            The gradient at the shortcut's end, for a projection.
+            The gradient at the shortcut's end; a projection uses it.
         whole : Buffer
-            The same as one tensor, for all others.
+            The same gradient as one tensor; all other shortcuts use it.
         source : Signal
             The activation.
         """

@@ -1,13 +1,14 @@
-"""What all launches of a planned step are made with: the signals between them, and the list that they join.
+"""What all launches of a planned step share: the signals between them, and the `Emitter`, the list of launches.
 
-`forward`, `backward` and `update` have a function for each kind of launch: its grid, its arguments, and what it
-costs. Each of them adds launches to an `Emitter`. An argument has the name that it has in the kernel's source.
+`forward`, `backward` and `update` have a function for each kind of launch: its grid, its arguments, and its
+costs. Each function adds launches to an `Emitter`. An argument has the name that it has in the kernel's source.
 
-Tensors are (N, H, W, C). What a batch norm needs passes through three forms, each a buffer:
+Tensors are (N, H, W, C). The numbers of a batch norm pass through three forms, each a buffer:
 
-    partial  (groups, tiles, C, 2)  what the blocks of the launch that wrote the tensor found in their tiles
-    numbers  (groups, C, 4)         mean, rstd, gamma, beta: forward, for whoever reads the tensor activated
-    affine   (groups, C, 4)         a, b, c, mean of dx = a dz + b (x - mean) + c: backward, likewise
+    partial  (groups, tiles, C, 2)  the moments or sums of each tile, found by the blocks that wrote the tile
+    numbers  (groups, C, 4)         mean, rstd, gamma, beta: forward, for a launch that reads the activation
+    affine   (groups, C, 4)         a, b, c, mean of dx = a dz + b (x - mean) + c: backward, for one that reads
+    dx
 """
 
 from __future__ import annotations
@@ -26,24 +27,24 @@ from tinyres_gpu.plan.layout import planned_shape
 from tinyres_gpu.plan.storage import FORMATS, Storage
 
 ARITHMETIC = {"float32": "Float32", "tf32": "Tf32", "bf16": "Bf16"}
-ELEMENTS = 1024  # of a parameter that a block sums or updates, as in finish.cu and update.cu
-ACROSS = 16  # channels that a block finishes, as in finish.cu
+ELEMENTS = 1024  # how many numbers of a parameter a block sums or updates, as in finish.cu and update.cu
+ACROSS = 16  # how many channels a block finishes, as in finish.cu
 AFFINE, RUNNING = ("weight", "bias"), ("running_mean", "running_var")
 
 POSITION = "schedule.position"
 JOINS, HEAD, REST = "joins", "head", "mini-batch and update"
 
 ITERATIONS = 128
-"""The order, the crops and the learning rates of so many iterations lie on the GPU at a time."""
+"""For so many iterations at a time the order, the crops and the learning rates lie on the GPU."""
 
 
 class Feature(NamedTuple):
-    """What a convolution wrote."""
+    """The result of a convolution."""
 
     tensor: Buffer  # (N, H, W, C)
-    partial: Buffer | None  # (groups, tiles, C, 2): its moments, where a batch norm follows
+    partial: Buffer | None  # (groups, tiles, C, 2): its partial moments, if a batch norm follows
     pixels_of_tile: int
-    stream: bool  # is it x_l, or inside a branch?
+    stream: bool  # True: the tensor is x_l, in the residual stream; False: it is inside a branch
 
 
 @dataclass(frozen=True)
@@ -51,30 +52,30 @@ class Norm:
     """A batch norm over a feature."""
 
     name: str
-    tensor: Buffer  # (N, H, W, C): what it reads
+    tensor: Buffer  # (N, H, W, C): the tensor that the batch norm reads
     numbers: Buffer  # (groups, C, 4)
-    stream: bool = True  # as of the feature
-    gate: Buffer | None = None  # (N, H, W, C): the activation behind it, where that was written down
+    stream: bool = True  # as in the feature
+    gate: Buffer | None = None  # (N, H, W, C): the activation behind the batch norm, if it is in memory
 
 
 class Signal(NamedTuple):
-    """What a convolution or a shortcut reads: relu(bn(tensor)), or the tensor as it is."""
+    """The input of a convolution or a shortcut: relu(bn(tensor)), or the tensor as it is."""
 
     tensor: Buffer
     norm: Norm | None = None
 
     @property
     def numbers(self) -> Buffer | None:
-        """The batch norm's numbers, if there is one."""
+        """The batch norm's numbers, if there is a batch norm."""
         return self.norm.numbers if self.norm else None
 
 
 class Shortcut(NamedTuple):
-    """What the last convolution of a unit adds."""
+    """The shortcut that the last convolution of a unit adds."""
 
     signal: Signal
     stride: int = 1
-    rectified: bool = True  # where there is a norm: is there a ReLU behind it?
+    rectified: bool = True  # whether a ReLU follows the signal's batch norm, if it has one
 
 
 class Arriving(NamedTuple):
@@ -87,7 +88,7 @@ class Arriving(NamedTuple):
 
     @property
     def parts(self) -> tuple[Buffer | None, ...]:
-        """The tensors that it is made of."""
+        """The tensors that the gradient is made of."""
         return self.base, self.dz, self.y
 
 
@@ -117,9 +118,9 @@ class Emitter:
         self.arithmetic = ARITHMETIC[precision]
         self.images = {"images": batch_size, "images_per_group": batch_size // groups}
         self.launches: list[Launch] = []
-        self.instead: Decision | None = None  # to do in two launches what one could do
-        self.packed: dict[str, tuple[Buffer, list[Buffer], Conv]] = {}  # weight -> packed for each way
-        self.splits: list[tuple[Buffer, Buffer, int]] = []  # partial, gradient, how many: not added up yet
+        self.instead: Decision | None = None  # the decision for two launches in place of one
+        self.packed: dict[str, tuple[Buffer, list[Buffer], Conv]] = {}  # weight -> packed, forward and backward
+        self.splits: list[tuple[Buffer, Buffer, int]] = []  # to be added up: partial, gradient, how many splits
         self.position = Buffer(POSITION, (1,), "int32", permanent=True)
         self.learning_rate = Buffer("schedule.learning_rate", (1,), permanent=True)
         self.labels = Buffer("labels", (batch_size,), "int32")
@@ -159,7 +160,7 @@ class Emitter:
         )
 
     def weight(self, layer: Conv, decision: Decision) -> Buffer:
-        """Return the weight as the kernel that was chosen reads it."""
+        """Return the buffer from which the chosen kernel reads the weight: as stored, or packed."""
         weight = parameter(layer.name + ".weight", planned_shape(layer))
         kind = decision.question.kind
         if not decision.choice.staged and kind != BOTH:
@@ -170,7 +171,7 @@ class Emitter:
         return ways[kind != CONVOLUTIONS]
 
     def decide(self, kind: str, layer: Conv, shape: tuple[int, ...], *tensors: Buffer | None) -> Decision:
-        """Choose how a launch is made, from what the convolution reads, (N, H, W, C_in), and who takes part."""
+        """Choose how a launch is made, from the shape (N, H, W, C_in) that it reads and from its tensors."""
         return self.choices.decide(self.question(kind, layer, shape, *tensors))
 
     def question(self, kind: str, layer: Conv, shape: tuple[int, ...], *tensors: Buffer | None) -> Question:
@@ -181,11 +182,11 @@ class Emitter:
         return Question(kind, self.arithmetic, n, self.groups, h, w, *of_layer, formats)
 
     def rows(self, tile: int) -> int:
-        """Return how many rows the product of a block has, `tile` columns wide."""
+        """Return how many rows a block's product has if it has `tile` columns."""
         return THREADS * 16 // tile if self.arithmetic == "Float32" else THREADS // 2
 
     def tiles(self, y: Buffer, rows: int) -> int:
-        """Return how many tiles of so many pixels a group of y has."""
+        """Return how many tiles of `rows` pixels a group of y has."""
         return -(-(pixels_of(y) // self.groups) // rows)
 
 
@@ -205,14 +206,14 @@ def pixels_of(y: Buffer) -> int:
 
 
 def format_of(buffer: Buffer) -> int:
-    """Return a tensor's format as kernels know it."""
+    """Return the number by which kernels know a tensor's format."""
     return FORMATS[buffer.dtype]
 
 
 def convolution_sizes(
     image: Iterable[int], channels: int, out_image: Iterable[int], out_channels: int, layer: Conv
 ) -> dict[str, Argument]:
-    """Return the arguments that tell a kernel the sizes of what it reads and of what it writes."""
+    """Return the sizes of the tensor that a kernel reads and of the one it writes, as arguments by name."""
     height, width = image
     out_height, out_width = out_image
     return {
@@ -239,7 +240,7 @@ def added_shortcut(shortcut: Shortcut | None) -> dict[str, Argument]:
 
 
 def part_of(shortcut: Shortcut | None, source: Signal | None = None) -> dict[str, int]:
-    """Return how many bytes are read of a shortcut with a stride, unless all of it is read anyway."""
+    """Return how many bytes of a strided shortcut are read, unless the kernel reads the whole tensor anyway."""
     if shortcut is None or (source and source.tensor == shortcut.signal.tensor):
         return {}
     return {shortcut.signal.tensor.name: shortcut.signal.tensor.nbytes // shortcut.stride**2}
@@ -251,16 +252,16 @@ def strided(image: Iterable[int], stride: int) -> list[int]:
 
 
 def count_multiply_adds(layer: Conv, y: Buffer) -> int:
-    """Return the multiply-adds of a convolution that writes y, or of either of its gradients."""
+    """Return the multiply-adds of a convolution that writes y; each of its two gradients takes as many."""
     return y.size * layer.c_in * layer.kernel_size**2
 
 
 def blocks_for(size: int) -> tuple[int]:
-    """Return the grid with a thread for each of `size` pieces."""
+    """Return the grid that has a thread for each of `size` pieces of work."""
     return (-(-size // THREADS),)
 
 
 def deal_out(sizes: Iterable[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Deal blocks out over arrays: the array of each block, and where in it the block begins."""
+    """Distribute blocks over arrays: return the array of each block, and where in it the block begins."""
     blocks = [(number, first) for number, size in enumerate(sizes) for first in range(0, size, ELEMENTS)]
     return tuple(number for number, _ in blocks), tuple(first for _, first in blocks)

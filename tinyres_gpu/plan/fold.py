@@ -21,16 +21,17 @@ from tinyres_gpu.plan.launches import Argument, Buffer, Gathered, Launch, Table,
 
 FINISHING = "finishing"
 UNFINISHED: dict[str, Argument] = {"to_finish": None, "arrivals": None}
-"""Two arguments of each kernel that leaves partial results: what to finish, and who has arrived."""
+"""Two arguments of each kernel that leaves partial results: the table of what to finish, and how many blocks
+have arrived. Both are null if the kernel finishes nothing."""
 
 ARRIVALS = Buffer("arrivals", (64,), "int32", permanent=True)
 """How many blocks of the running launch have arrived, for each column of its grid; zero between launches."""
 
 
 def fold_finishing(launches: Sequence[Launch]) -> list[Launch]:
-    """Return the same step without launches that only finish, where the last block can do it in a moment."""
+    """Return the same step without finishing launches, where the last block can finish in a short time."""
     folded: list[Launch] = []
-    wrote: dict[str, int] = {}  # buffer -> which of the launches left it behind
+    wrote: dict[str, int] = {}  # buffer -> the number of the launch that wrote it
     for launch in launches:
         if launch.kind == FINISHING:
             table, partial = launch.arguments["of"], launch.arguments["partial"]

@@ -34,7 +34,7 @@ from tinyres_gpu.plan.layout import COLOURS, PLANES
 
 
 class Pixels(NamedTuple):
-    """The data set on the GPU, and how mini-batches are made of it.
+    """The data set on the GPU, and how mini-batches are made from it.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class Pixels(NamedTuple):
 
 
 def next_iteration(emit: Emitter) -> None:
-    """Count the iteration, and look its learning rate up."""
+    """Count the iteration, and look up its learning rate."""
     rates = Buffer("schedule.rates", (ITERATIONS,), permanent=True)
     arguments: dict[str, Argument] = {
         "position": Updated(emit.position),
@@ -65,7 +65,7 @@ def next_iteration(emit: Emitter) -> None:
 
 
 def augment(emit: Emitter, pixels: Pixels, largest_batch: int) -> Buffer:
-    """Make the mini-batch; `largest_batch` is the width of the rows of places and crops."""
+    """Make the mini-batch; the rows of places and crops have `largest_batch` entries."""
     n, h, w = emit.batch_size, pixels.height, pixels.width
     dataset = Buffer("data.images", (pixels.images, COLOURS, h, w), "uint8", permanent=True)
     classes = Buffer("data.labels", (pixels.images,), "int64", permanent=True)
@@ -115,7 +115,7 @@ def conv(
     moments: bool = True,
     stream: bool = True,
 ) -> Feature:
-    """Convolve an activation and add a shortcut; leave the partial moments of the result if asked."""
+    """Convolve an activation and add a shortcut; with `moments`, leave the partial moments of the result."""
     n, *image, c = source.tensor.shape
     out_image = strided(image, layer.stride)
     dtype = emit.storage.stream if stream else emit.storage.branch
@@ -154,7 +154,7 @@ def conv(
 
 
 def norm(emit: Emitter, layer: BatchNorm, feature: Feature) -> Norm:
-    """Finish the moments of a feature, and move the running ones towards them."""
+    """Finish the moments of a feature, and move the running moments towards them."""
     y, partial, pixels_of_tile, stream = feature
     assert partial is not None, layer.name
     tiles, c = partial.shape[1:3]
@@ -171,7 +171,7 @@ def norm(emit: Emitter, layer: BatchNorm, feature: Feature) -> Norm:
 
 
 def join(emit: Emitter, unit: str, behind: Norm, shortcut: Shortcut) -> Buffer:
-    """End an original unit: relu(bn(t) + s), written down."""
+    """End an original unit: compute relu(bn(t) + s) and write it to memory."""
     n, h, w, c = behind.tensor.shape
     y = Buffer(f"{unit}.y", behind.tensor.shape, emit.storage.stream)
     emit.launch(

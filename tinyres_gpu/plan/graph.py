@@ -20,7 +20,8 @@ class Replay:
     ----------
     program : Program
     cuda_stream : cupy.cuda.Stream
-        Not the default one, which cannot be recorded; it must be the current one whenever this runs.
+        Not the default CUDA stream, which cannot be recorded. It must be the current one whenever `run` is
+        called.
 
     Attributes
     ----------

@@ -31,8 +31,8 @@ class Buffer:
     shape : tuple of int
     dtype : str
     permanent : bool
-        It outlives the step and is bound by its name: parameters, the data set. All others share the arena,
-        where memory is used again as soon as a buffer is no longer needed.
+        A permanent buffer outlives the step and is bound by its name: parameters, the data set. All others
+        share the arena, where memory is used again as soon as a buffer is no longer needed.
     """
 
     name: str
@@ -42,12 +42,12 @@ class Buffer:
 
     @property
     def size(self) -> int:
-        """How many numbers it holds."""
+        """How many numbers the buffer holds."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """How many bytes they take."""
+        """How many bytes the numbers take."""
         return self.size * np.dtype(self.dtype).itemsize
 
 
@@ -64,7 +64,7 @@ class Updated(NamedTuple):
 
 
 class Gathered(NamedTuple):
-    """An argument that all blocks fill, each block its part; the block that comes last then reads all of it."""
+    """An argument of which each block fills its part; the block that comes last then reads all of it."""
 
     buffer: Buffer
 
@@ -75,19 +75,19 @@ Access: TypeAlias = Buffer | Written | Updated | Gathered
 class Table(NamedTuple):
     """An argument that tells the kernel where many buffers lie, a row for each piece of work.
 
-    A row is the kernel's struct: an address for each buffer, and numbers, 8 bytes each.
+    A row has the fields of the kernel's struct: an address for each buffer, and numbers, 8 bytes each.
     """
 
     rows: tuple[tuple[Access | int | float, ...], ...]
 
 
 class Deal(NamedTuple):
-    """An argument that deals the blocks of a launch out over pieces of work, (blocks,) int32."""
+    """An argument that gives each block of a launch its piece of work: (blocks,) int32."""
 
     numbers: tuple[int, ...]
 
     def array(self) -> Array:
-        """Return it as the kernel reads it."""
+        """Return the argument as an array, as the kernel reads it."""
         return np.array(self.numbers, np.int32)
 
 
@@ -109,14 +109,14 @@ class Launch:
         By the names that they have in the kernel's source, in the order in which the kernel takes them.
     multiply_adds : int
     channels : int
-        The smaller number of channels of a convolution: narrow ones multiply more slowly.
+        The smaller number of channels of a convolution: with few channels a convolution multiplies more slowly.
     partly : mapping of str to int
         How many bytes of a buffer the launch moves, by the buffer's name. A buffer that is not named here is
         moved as a whole.
     decision : Decision, optional
-        Where there was a choice: the one by which it is this kernel in this shape.
+        The choice that led to this kernel in this shape, where there was a choice.
     instead : Decision, optional
-        The choice by which two launches stand here, and not one that does the work of both.
+        The choice of two launches, of which this is one, in place of one launch that does the work of both.
     """
 
     kernel: str
@@ -147,17 +147,17 @@ class Launch:
 
     @property
     def reads(self) -> list[Buffer]:
-        """The buffers that it reads."""
+        """The buffers that the launch reads."""
         return [a if isinstance(a, Buffer) else a.buffer for a in self.accesses if not isinstance(a, Written)]
 
     @property
     def writes(self) -> list[Buffer]:
-        """The buffers that it writes."""
+        """The buffers that the launch writes."""
         return [a.buffer for a in self.accesses if not isinstance(a, Buffer)]
 
     @cached_property
     def bytes(self) -> int:
-        """How many bytes the launch moves if it reads nothing twice: what the roofline counts."""
+        """How many bytes the launch moves if it reads nothing twice; the roofline counts these."""
         return sum(
             self.partly.get(buffer.name, buffer.nbytes)
             for buffers in (self.reads, self.writes)
@@ -166,7 +166,7 @@ class Launch:
 
 
 class PlanFault(AssertionError):
-    """A plan reads what was not written, or gives two living buffers the same memory."""
+    """A plan reads a buffer that was not written, or gives two living buffers the same memory."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class Plan:
 
     @cached_property
     def lifetimes(self) -> dict[str, tuple[int, int]]:
-        """From which launch to which each buffer of the arena is needed, both included."""
+        """The first and the last launch that need each buffer of the arena, by the buffer's name."""
         first = {buffer.name: 0 for buffer in self.inputs}
         last: dict[str, int] = dict(first)
         for number, launch in enumerate(self.launches):
@@ -224,16 +224,17 @@ class Plan:
 
 
 def verify(plan: Plan) -> None:
-    """Prove that a plan can be launched, and reads nothing but what was written before in the same step.
+    """Prove that a plan can be launched, and that it reads only buffers written before in the same step.
 
-    A launch that reads a buffer of the arena must find it whole: written before, and by nobody else since. So
-    two buffers whose lifetimes meet may not share a byte, and a launch may not read and fill the same one. No
-    card takes a launch without blocks, and a kernel knows its arguments by their order alone.
+    When a launch reads a buffer of the arena, the buffer must be complete: an earlier launch wrote it, and no
+    other buffer has overwritten it since. So two buffers whose lifetimes meet may not share a byte, and a
+    launch may not read and fill the same buffer. No card takes a launch without blocks. A kernel knows its
+    arguments by their order alone, so they must stand in the order of its source.
 
     Raises
     ------
     PlanFault
-        If not; the message names the launch and the buffer.
+        If the proof fails; the message names the launch and the buffer.
     """
     written = {buffer.name for buffer in plan.inputs}
     for number, launch in enumerate(plan.launches):

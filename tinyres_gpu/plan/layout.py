@@ -13,7 +13,7 @@ from tinyres.array import Array, array_module
 from tinyres.chain import Conv
 from tinyres.networks import Network
 
-COLOURS, PLANES = 3, 4  # of an image, as it is and as it lies on the GPU
+COLOURS, PLANES = 3, 4  # channels of an image: in the data set, and in memory on the GPU
 
 
 def planned_shape(layer: Conv) -> tuple[int, ...]:
@@ -27,7 +27,7 @@ def planned_shapes(network: Network) -> dict[str, tuple[int, ...]]:
 
 
 def to_gpu_layout(value: Array) -> Array:
-    """Lay a parameter, (C_out, C_in, k, k) or any other, out as it lies on the GPU: float32, C-contiguous.
+    """Return a parameter, (C_out, C_in, k, k) or any other, in the layout of the GPU: float32, C-contiguous.
 
     Examples
     --------
@@ -43,7 +43,7 @@ def to_gpu_layout(value: Array) -> Array:
 
 
 def from_gpu_layout(laid: Array, shape: tuple[int, ...]) -> Array:
-    """Return a copy of a parameter as it lies on the host, of the given shape, C-contiguous."""
+    """Return a copy of a parameter in the layout of the host, of the given shape, C-contiguous."""
     if len(shape) == 4:
         laid = laid[:, :, : shape[1]].transpose(3, 2, 0, 1)
     copy: Array = array_module(laid).array(laid, order="C")

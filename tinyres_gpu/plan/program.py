@@ -1,4 +1,4 @@
-"""A plan on a device: every launch bound to memory, and run.
+"""A plan on a device: every launch is bound to memory, and can be run.
 
 A program allocates no memory for buffers. It is given an arena, in which the plan's buffers lie, and the
 permanent arrays by name. It holds on to both, and binds its launches to them once, for good. So a graph that
@@ -23,10 +23,10 @@ class Program:
     Parameters
     ----------
     plan : Plan
-        Verified first.
+        It is verified first.
     device : Device
     arena : array of float32
-        At least the plan's placement's size; programs that never run at the same time may share it.
+        As large as the plan's placement or larger; programs that never run at the same time may share it.
     permanent : mapping of str to array
         The plan's permanent buffers, by name, with their shapes and dtypes.
 

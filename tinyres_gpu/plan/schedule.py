@@ -1,4 +1,4 @@
-"""What changes from iteration to iteration, on the GPU: learning rates, and which images, crops and flips.
+"""Tables on the GPU of what changes from iteration to iteration: learning rates, images, crops and flips.
 
 A planned step reads row `position` of these tables, where `position` is a number in the GPU's memory that the
 step itself counts up. The host fills the tables for `ITERATIONS` iterations at a time. Between two fillings the
@@ -20,7 +20,7 @@ from tinyres_gpu.plan.emit import ITERATIONS
 
 
 class Tables:
-    """The rows of `ITERATIONS` iterations, drawn one after the other, on the host.
+    """The tables of `ITERATIONS` iterations; their rows are drawn one after the other, on the host.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class Tables:
     iterations : int
         The length of the whole run.
     batches : Batches or None
-        Whose order and crops are wanted.
+        The mini-batches whose order and crops are drawn; with None the tables have only learning rates.
     """
 
     def __init__(self, first: int, recipe: Recipe, iterations: int, batches: Batches | None) -> None:
@@ -42,7 +42,7 @@ class Tables:
             self.arrays |= {"places": np.zeros(rows, np.int32), "crops": np.full(rows, UNCROPPED, np.int32)}
 
     def draw(self, rows: int) -> None:
-        """Draw until so many rows are there."""
+        """Draw until the tables have so many rows."""
         while self.drawn < min(rows, ITERATIONS):
             row, t = self.drawn, self.first + self.drawn
             self.arrays["rates"][row] = learning_rate(self.recipe, t, self.iterations)
@@ -63,7 +63,7 @@ class Schedule:
     iterations : int
         The length of the whole run.
     batches : Batches or None
-        Whose order and crops lie on the GPU; None: the host brings every mini-batch.
+        The mini-batches whose order and crops lie on the GPU; None: the host brings every mini-batch.
     upload : callable
         ``upload(name, values)`` fills the array of a permanent buffer.
     """
@@ -74,8 +74,8 @@ class Schedule:
         self.of, self.upload = (recipe, iterations, batches), upload
         self.first: int | None = None  # of the iterations that the GPU's tables hold
         self.coming = Tables(0, *self.of)
-        self.next: int | None = None  # that the GPU's counter will come to
-        self.begun: dict[int, int] = {}  # row -> the iteration whose result it has, or will have
+        self.next: int | None = None  # the iteration that the GPU's counter comes to with the next step
+        self.begun: dict[int, int] = {}  # row -> the iteration whose result the row has, or will have
 
     def prepare(self, t: int) -> None:
         """Make the next step iteration t."""
@@ -102,7 +102,7 @@ class Schedule:
         Raises
         ------
         KeyError
-            If that iteration was not among the last.
+            If iteration t was not among the last `ITERATIONS`.
         """
         row = t % ITERATIONS
         if self.begun.get(row) != t:
@@ -111,7 +111,7 @@ class Schedule:
 
 
 def pack(tops: Array, lefts: Array, flips: Array) -> Array:
-    """Return crops as the kernel `augment` reads them: a number each.
+    """Return crops as the kernel `augment` reads them: one number for each image.
 
     Examples
     --------
@@ -123,4 +123,4 @@ def pack(tops: Array, lefts: Array, flips: Array) -> Array:
 
 
 UNCROPPED = int(pack(np.array(PAD), np.array(PAD), np.array(False)))
-"""The image as it is."""
+"""The number of a crop that leaves the image as it is."""

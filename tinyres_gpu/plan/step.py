@@ -31,7 +31,7 @@ from tinyres_gpu.plan.tuning.kept import as_json
 
 
 class Runner(Protocol):
-    """What runs a program: itself, launch by launch, or its graph."""
+    """An object that runs a program: the program itself, launch by launch, or its graph."""
 
     def run(self) -> None:
         """Run it."""
@@ -39,19 +39,20 @@ class Runner(Protocol):
 
 
 class PlannedStep(StepAhead):
-    """Forward, backward and update of one mini-batch, by a plan for each size of mini-batch that occurs.
+    """Forward, backward and update of one mini-batch. There is a plan for each size of mini-batch that occurs.
 
     Parameters
     ----------
     backend : Backend
     job : Job
-        In float32. Mini-batches of a `tinyres.data.Batches` on the GPU are made there by the plan itself. Any
-        other callable is asked for each mini-batch.
+        In float32. If its batches are a `tinyres.data.Batches` on the GPU, the plan makes the mini-batches
+        there. Any other callable is called for each mini-batch.
     precision : {"float32", "tf32", "bf16"}
-        What convolutions round their operands to.
+        The format that convolutions round their operands to.
     device : Device
     cuda_stream : cupy.cuda.Stream, optional
-        Where the launches are recorded as graphs and replayed; without one they run one by one.
+        The CUDA stream on which the launches are recorded as graphs and replayed; without it they run one by
+        one.
 
     Attributes
     ----------
@@ -60,13 +61,13 @@ class PlannedStep(StepAhead):
     why : str
         Empty.
     fold : bool
-        Whether launches finish the moments and sums that they find themselves; the bits are the same.
+        Whether a launch that finds partial moments or sums also finishes them; the bits are the same.
     choices : Choices
-        Which kernels in which shapes; not to be changed once a mini-batch was seen.
+        Which kernels in which shapes; not to be changed after the first mini-batch.
     tuning : str
-        How they were found, in words.
+        How the choices were found, in words.
     arrays : dict of str to array
-        What outlives a step, as it lies on the GPU; never replaced.
+        The arrays that outlive a step, in the layout of the GPU; never replaced.
     """
 
     kind = "planned"
@@ -95,9 +96,9 @@ class PlannedStep(StepAhead):
         if cuda_stream:
             self.reader = device.xp.cuda.Stream(
                 non_blocking=True
-            )  # looks at results while `cuda_stream` works on
+            )  # reads results while `cuda_stream` continues to work
             self.finished: dict[int, Any] = {}  # row of the tables -> event
-            # What others have begun, such as the copy of the data set, is not waited for by these streams.
+            # These CUDA streams do not wait for work that others have begun, such as the copy of the data set.
             device.xp.cuda.runtime.deviceSynchronize()
         size = 3 * sum(value.nbytes for value in state.values())
         need = Need(f"the parameters of ResNet-{job.network.depth}", size)
@@ -136,12 +137,12 @@ class PlannedStep(StepAhead):
     def result(self, t: int) -> tuple[float, int]:
         """Wait for iteration t, one of the last, and return its summed loss and number of errors.
 
-        What was launched after it is not waited for.
+        It does not wait for later iterations.
 
         Raises
         ------
         KeyError
-            If that iteration was not among the last 128.
+            If iteration t was not among the last 128.
         """
         row = self.schedule.row(t)
         if self.cuda_stream:
@@ -151,12 +152,12 @@ class PlannedStep(StepAhead):
         return float(loss), int(errors)
 
     def infer(self, images: Array) -> Array:
-        """Return the logits (N, classes) of normalised images (N, 3, H, W) at test time, by pairs."""
+        """Return the logits (N, classes) of normalised images (N, 3, H, W) at test time, computed by pairs."""
         if self.inference is None:
             with self._streaming():
                 state = {name: from_gpu_layout(self.arrays[name], shape) for name, shape in self.shapes.items()}
             if self.cuda_stream:
-                self.cuda_stream.synchronize()  # what follows runs on the caller's stream
+                self.cuda_stream.synchronize()  # the inference runs on the caller's CUDA stream
             self.inference = self.backend.make_inference(self.job.network, state, eps=self.job.recipe.eps)
         logits: Array = self.inference(images)
         return logits
@@ -176,7 +177,7 @@ class PlannedStep(StepAhead):
             self._fill(state)
 
     def close(self) -> None:
-        """Release what the step holds besides memory: nothing."""
+        """Do nothing: the step holds only memory."""
 
     def _fill(self, state: Mapping[str, Array]) -> None:
         for name in self.shapes:
@@ -189,7 +190,7 @@ class PlannedStep(StepAhead):
         return self.cuda_stream or nullcontext()
 
     def _runner(self, n: int, *size: int) -> tuple[Program, Runner]:
-        """Return the program for mini-batches of n images, and what runs it; one is kept for each size."""
+        """Return the program for mini-batches of n images, and its runner; both are kept for each size."""
         key = n, *size
         if key not in self.runners:
             plan = self.plan(n, size)
@@ -206,9 +207,9 @@ class PlannedStep(StepAhead):
         Parameters
         ----------
         n, size
-            As of `plan`.
+            As in `plan`.
         recorded : mapping, optional
-            What `kernels` was when the run stopped.
+            The value of `kernels` when the run stopped.
         """
 
         def array_of(buffer: Buffer) -> Array:
@@ -225,7 +226,7 @@ class PlannedStep(StepAhead):
 
     @property
     def kernels(self) -> dict[str, Any]:
-        """What was chosen, as JSON has it: with the same, a step computes the same bits."""
+        """The choices, in the form that JSON has: with the same choices, a step computes the same bits."""
         run = {
             str(decision.question): decision.choice
             for program, _ in self.runners.values()
@@ -241,9 +242,9 @@ class PlannedStep(StepAhead):
         ----------
         n : int
         size : (int, int)
-            Height and width of the images, where the host brings them.
+            Height and width of the images, if the host brings them.
         choices : Choices, optional
-            Other ones than its own.
+            Choices to use in place of the step's own.
         """
         pixels, largest = None, None
         if self.on_gpu is not None:
@@ -270,12 +271,12 @@ class PlannedStep(StepAhead):
         return Need(name, 0, an_image, batch_size=plan.batch_size)
 
     def _program(self, plan: Plan) -> Program:
-        """Bind a plan to memory: what is there already, and what it needs besides."""
+        """Bind a plan to memory: to the arrays that exist, and to new ones for all else that it needs."""
         for buffer in plan.permanent:
             if buffer.name not in self.arrays:
                 self.arrays[buffer.name] = self._permanent(buffer)
         if self.arena is None or self.arena.nbytes < plan.placement.size:
-            self.arena = self.device.empty(plan.placement.size // 4)  # programs that have the old one keep it
+            self.arena = self.device.empty(plan.placement.size // 4)  # programs with the old arena keep it
         return Program(plan, self.device, self.arena, self.arrays)
 
     def _permanent(self, buffer: Buffer) -> Array:
@@ -304,20 +305,20 @@ def make_step(backend: Backend, job: Job, *, precision: str = "float32") -> Step
     ----------
     backend : Backend
     job : Job
-        With `Job.kernels`, a planned step makes the same choices as the step that they are of, where these are
-        still there. Else it chooses by measurement.
+        With `Job.kernels`, a planned step makes the same choices as the earlier step that reported them, where
+        these kernels still exist. Otherwise it chooses by measurement.
     precision : {"float32", "tf32", "bf16"}
-        What convolutions round their operands to; the backend's pairs do so as well.
+        The format that convolutions round their operands to; the backend's pairs round to it as well.
 
     Returns
     -------
     PlannedStep or KernelStep
-        Its attributes `kind` and `why` say which and why.
+        Its attributes `kind` and `why` say which of the two it is, and why.
 
     Raises
     ------
     UserError
-        If only a plan could store the residual stream as asked, and there is none.
+        If only a plan could store the residual stream as asked, and there is no plan for the network.
     """
     batches, stored = job.batches, job.stream_format
     get_storage(precision, stored)

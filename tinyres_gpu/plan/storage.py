@@ -1,10 +1,11 @@
 """In which format the tensors between launches are stored. All computing with them is in float32.
 
-A residual network has a stream, x_l, which every unit adds to. It also has branches, whose tensors live from
-one convolution to the next. Rounding the stream in every unit costs accuracy. Rounding a branch costs little,
-because its tensors are rounded on their way into the next product anyway. So branches are stored in 16 bits
-where products have 16 bits, and the stream keeps 32 bits unless the user asks for another format. A stream of
-float16 has gradients of bfloat16: the smallest numbers of float16 are too large for gradients.
+A residual network has a residual stream, x_l, which every unit adds to. It also has branches, whose tensors
+live from one convolution to the next. Rounding the residual stream in every unit costs accuracy. Rounding a
+branch costs little, because its tensors are rounded on their way into the next product anyway. So branches are
+stored in 16 bits where products have 16 bits, and the residual stream keeps 32 bits unless the user asks for
+another format. A residual stream of float16 has gradients of bfloat16: the smallest numbers of float16 are too
+large for gradients.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ FLOAT32, BFLOAT16, FLOAT16 = "float32", "uint16", "float16"
 """The dtypes of the arrays; NumPy has no bfloat16."""
 
 FORMATS = {FLOAT32: 0, BFLOAT16: 1, FLOAT16: 2}
-"""What kernels call them, as in quads.cuh."""
+"""The numbers by which kernels know the formats, as in quads.cuh."""
 
 
 class Storage(NamedTuple):
@@ -43,14 +44,14 @@ def get_storage(precision: str, stream_format: str = "float32") -> Storage:
     Parameters
     ----------
     precision : {"float32", "tf32", "bf16"}
-        What convolutions round their operands to.
+        The format that convolutions round their operands to.
     stream_format : {"float32", "bf16", "fp16"}
-        What the residual stream is stored in.
+        The format that the residual stream is stored in.
 
     Raises
     ------
     UserError
-        If there is no such stream, or not with this precision.
+        If there is no such format, or it does not go with this precision.
 
     Examples
     --------

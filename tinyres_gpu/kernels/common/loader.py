@@ -1,7 +1,7 @@
-"""From a .cu file to a launch: source out of the package, compiled when first needed, kept.
+"""From a .cu file to a launch: a source is read, compiled when it is first needed, and kept.
 
-A `Device` is where kernels run. `CUPY` is the real one; the tests bring another with the same three parts,
-which compiles the same source for the CPU.
+Kernels run on a `Device`. `CUPY` is the real one. The tests have another one with the same three parts, which
+compiles the same source for the CPU.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tinyres.errors import UserError
 from tinyres_gpu.kernels.common.sources import KERNELS, in_order, read_source
 
 THREADS = 256  # in every block of every kernel
-LARGEST = 2**31 - 1  # numbers in a tensor: kernels count in 32 bits
+LARGEST = 2**31 - 1  # how many numbers a tensor may have: kernels count in 32 bits
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Device:
     library : callable
         Returns the array library, numpy or cupy; called late, so that neither is imported before it is needed.
     address : callable
-        Where the memory of an array begins.
+        Returns the address at which the memory of an array begins.
     """
 
     compile: Callable[[str, Sequence[str]], Any]
@@ -67,7 +67,7 @@ class Device:
         *,
         block: Sequence[int] = (THREADS,),
     ) -> None:
-        """Run a kernel; Python numbers become int32 and float32, None a null pointer.
+        """Run a kernel. Python numbers become int32 and float32; None becomes a null pointer.
 
         Parameters
         ----------
@@ -89,7 +89,7 @@ class Device:
         self.kernel(name)(tuple(blocks), tuple(block), values)
 
     def launch_for_each(self, name: str, size: int, arguments: Mapping[str, Any]) -> None:
-        """Run a kernel with a thread for each of `size` numbers; it has an argument `size`, too."""
+        """Run a kernel with a thread for each of `size` numbers; the kernel also has an argument `size`."""
         self.launch(name, (-(-size // THREADS),), {**arguments, "size": size})
 
     @property
@@ -103,7 +103,7 @@ class Device:
         self._functions.clear()
 
     def rows(self, x: Array) -> Array:
-        """Return (N, C, H, W) as a contiguous (N, H, W, C), without a copy where it lies so already."""
+        """Return x (N, C, H, W) as a contiguous (N, H, W, C), without a copy if its memory has that order."""
         if x.dtype != np.float32 and x.dtype != np.bool_:
             raise UserError(f"the kernels compute in float32, not {x.dtype}: use another backend, or float32.")
         if x.size > LARGEST:
@@ -115,7 +115,7 @@ class Device:
 
 
 def as_argument(value: Any) -> Any:
-    """Return a value as a kernel takes it: int32 and float32 for Python's numbers, a null pointer for None."""
+    """Return a value in the type of a kernel's argument: int32 or float32, or a null pointer for None."""
     if isinstance(value, int):
         return np.int32(value)
     if isinstance(value, float):
@@ -126,13 +126,13 @@ def as_argument(value: Any) -> Any:
 
 
 class _CupyModule:
-    """A module of which each kernel is compiled when it is first asked for."""
+    """A module whose kernels are compiled one by one, each when it is first asked for."""
 
     def __init__(self, source: str, name_expressions: Sequence[str]) -> None:
         self.source = source
 
     def get_function(self, name: str) -> Any:
-        """Return a kernel; CuPy keeps what it compiled on disk, by source and name."""
+        """Return a kernel; CuPy keeps compiled kernels on disk, by source and name."""
         import cupy
 
         module = cupy.RawModule(code=self.source, options=("-std=c++17",), name_expressions=(name,))

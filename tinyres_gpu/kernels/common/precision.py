@@ -1,7 +1,7 @@
-"""In which arithmetic convolutions multiply, and which cards can.
+"""In which arithmetic convolutions multiply, and which cards have it.
 
-Sums, tensors in memory and the master weights are float32 always; a precision says what the operands of each
-product are rounded to on their way into the multiplier.
+Sums, tensors in memory and the master weights are float32 always. A precision is the format that the operands
+of each product are rounded to on their way into the multiplier.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class Precision:
     Attributes
     ----------
     fraction_bits : int
-        Of a rounded operand, the leading 1 not counted.
+        Bits of fraction of a rounded operand, without the leading 1.
     compute_capability : (int, int)
-        That of the oldest cards that have it: (8, 0) for sm_80.
+        The compute capability of the oldest cards that have this arithmetic: (8, 0) for sm_80.
     """
 
     fraction_bits: int

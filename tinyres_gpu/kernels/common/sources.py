@@ -1,7 +1,7 @@
 """Which kernels there are, which files they are made of, and what their arguments are called.
 
-The files lie in three rooms: `common` has the headers, `pairs` and `planned` have the kernels. A file's name
-says which file it is, whichever room it lies in.
+The files lie in three folders, called rooms: `common` has the headers, `pairs` and `planned` have the kernels.
+No two files have the same name, so a name without its room is enough.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ SOURCES = {
     "planned_head": ("sums.cuh", *_QUADS, "planned_head.cu"),
     "iteration": (*_QUADS, "iteration.cu"),
 }
-"""Module name -> the files it is made of. They are joined, not included: CuPy's cache looks at the source it is
-given and would not notice a header that has changed."""
+"""Module name -> the files that the module is made of. They are joined, not included, because CuPy's cache
+looks only at the source that it is given, and would not notice a changed header."""
 
 _TILES = (16, 32, 64)  # channels of a block
 _FLAGS = ("false", "true")
 STAGED_DEPTHS = {"Tf32": (16, 32), "Bf16": (16, 32, 64)}
-"""Channels that a block stages at a time: 128 bytes of a pixel at most."""
+"""How many channels a block may stage at a time: 128 bytes of a pixel at most."""
 GRADIENTS = (
     *((16, 16, 1, 3), (32, 32, 1, 3), (16, 64, 1, 3)),
     *((64, 16, 1, 1), (16, 64, 1, 1), (64, 32, 1, 1), (32, 64, 2, 1), (64, 64, 1, 1)),
 )
-"""Convolutions of which one launch finds both gradients: a block's input channels, output channels at a time,
-how many times, and the height of the window. It is all that networks have and that there is room for, in shared
-memory and registers."""
+"""Convolutions whose two gradients can be found in one launch: a block's input channels, its output channels at
+a time, how many times, and the height of the window. These are all shapes that the networks have and that fit
+into shared memory and registers."""
 _FUSED_NAMES = ("fused_conv", "fused_data_gradient", "fused_weight_gradient")
 
 KERNELS = {
@@ -118,7 +118,7 @@ KERNELS = {
     "planned_head": ("pool", "classify", "linear_gradient", *(f"pool_gradient<{tile}>" for tile in _TILES)),
     "iteration": ("next_iteration", "augment"),
 }
-"""Every kernel there is, by module: what is compiled, and what the tests demand to compile."""
+"""Every kernel there is, by module. The tests demand that each of them compiles."""
 
 
 @cache
@@ -129,7 +129,7 @@ def read_source(module: str) -> str:
 
 @cache
 def read_file(name: str) -> str:
-    """Return the text of one file, from the room that has it."""
+    """Return the text of one file, whichever room has it."""
     places = (files("tinyres_gpu.kernels") / room / name for room in ROOMS)
     return next(place for place in places if place.is_file()).read_text(encoding="utf-8")
 
@@ -146,7 +146,7 @@ def tile_channels(channels: int) -> int:
 
 
 class ArgumentError(TypeError):
-    """The arguments given for a kernel are not those of its source; the message says which are wrong."""
+    """The arguments given for a kernel are not those of its source; the message names the wrong ones."""
 
 
 _SIGNATURE = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\s*\(([^)]*)\)")
@@ -162,7 +162,7 @@ def signatures(source: str) -> dict[str, tuple[str, ...]]:
     """
     found = {}
     for name, arguments in _SIGNATURE.findall(source):
-        plain = re.sub(r"<[^<>]*>", "", arguments)  # the commas between a type's own arguments
+        plain = re.sub(r"<[^<>]*>", "", arguments)  # commas inside a type's template arguments do not count
         found[name] = tuple(re.findall(r"(\w+)\s*(?:,|$)", plain))
     return found
 
@@ -197,7 +197,7 @@ def in_order(kernel: str, arguments: Mapping[str, Value]) -> dict[str, Value]:
     Raises
     ------
     ArgumentError
-        If an argument is missing, or the kernel has none of a name.
+        If an argument of the kernel is missing, or the kernel has no argument of a given name.
 
     Examples
     --------

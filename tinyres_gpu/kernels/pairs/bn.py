@@ -16,7 +16,7 @@ ROWS_PER_BLOCK = 512
 
 
 class BnCache(NamedTuple):
-    """What the backward pass reads: of the big tensors, x alone."""
+    """What the backward pass reads; x is the only big tensor."""
 
     x: Array  # (N, H, W, C)
     activation: Activation
@@ -60,7 +60,7 @@ class BatchNorm:
         return BnCache(x, Activation(mean, rstd, gamma, beta)), var
 
     def output(self, cache: BnCache) -> Array:
-        """Return y (N, H, W, C), the same bits whenever it is asked for."""
+        """Return y (N, H, W, C), with the same bits in every call."""
         x, activation = cache
         y = self.device.empty(*x.shape)
         group_size = x.size // len(activation.mean)
@@ -95,13 +95,13 @@ class BatchNorm:
 
     @staticmethod
     def _grid(groups: int, blocks: int, c: int) -> tuple[tuple[int, int, int], tuple[int, int]]:
-        """Return the grid and the block for sums over rows: up to 32 channels wide, 256 threads in all."""
+        """Return the grid and the block for sums over rows: a block is up to 32 channels wide, 256 threads."""
         across = next((width for width in (4, 8, 16) if c <= width), 32)
         return (blocks, groups, -(-c // across)), (across, THREADS // across)
 
 
 class BnReluConvCache(NamedTuple):
-    """What the backward pass reads: of the big tensors, x alone."""
+    """What the backward pass reads; x, in `bn`, is the only big tensor."""
 
     bn: BnCache
     w: Array  # (C_out, C_in, k, k)
@@ -110,10 +110,10 @@ class BnReluConvCache(NamedTuple):
 
 @dataclass(frozen=True)
 class BnReluConv:
-    """The pair that pre-activation networks are made of.
+    """The pair `bn_relu_conv`, of which pre-activation networks are made.
 
-    Forward, the convolution normalises and rectifies what it reads: the activated tensor is never written.
-    Backward, it is computed once more, for the weight gradient.
+    Forward, the convolution normalises and rectifies its input while it reads it: the activated tensor is never
+    written. Backward, the activated tensor is computed once, for the weight gradient.
     """
 
     bn_relu: BatchNorm

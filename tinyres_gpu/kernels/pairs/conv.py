@@ -19,7 +19,7 @@ class ConvCache(NamedTuple):
 
 
 class Activation(NamedTuple):
-    """Batch norm and ReLU to apply to what a convolution reads."""
+    """Batch norm and ReLU, which a convolution applies to its input while it reads it."""
 
     mean: Array  # (groups, C)
     rstd: Array  # (groups, C)
@@ -35,7 +35,7 @@ class Conv:
     ----------
     device : Device
     precision : {"float32", "tf32", "bf16"}
-        What operands are rounded to; sums and tensors in memory are float32 always.
+        The format that operands are rounded to; sums and tensors in memory are float32 always.
     """
 
     device: Device
@@ -53,11 +53,11 @@ class Conv:
         return dx, self.weight_gradient(rows, cache)
 
     def remember(self, x: Array, w: Array, *, stride: int = 1) -> ConvCache:
-        """Return the cache that `forward` would."""
+        """Return the cache that `forward` would return."""
         return ConvCache(self.device.rows(x), self.device.xp.ascontiguousarray(w), stride)
 
     def convolve(self, x: Array, w: Array, stride: int, activation: Activation | None = None) -> Array:
-        """Return the convolution of x (N, H, W, C_in), activated first if asked: (N, H', W', C_out)."""
+        """Apply the activation, if given, to x (N, H, W, C_in); return its convolution (N, H', W', C_out)."""
         n, height, width, _ = x.shape
         y = self.device.empty(n, (height - 1) // stride + 1, (width - 1) // stride + 1, len(w))
         self._product(x, w, y, stride, activation=activation)
@@ -125,18 +125,18 @@ class Conv:
         )
 
     def _kernel(self, name: str, *arguments: int | bool) -> str:
-        """Return the name of a kernel with its template arguments, on the tensor cores if asked."""
+        """Return the name of a kernel with its template arguments; below float32, that of the tensor cores."""
         if self.precision != "float32":
             name, arguments = f"{name}_tensor_core", (*arguments, self.precision == "bf16")
         return f"{name}<{', '.join(str(argument).lower() for argument in arguments)}>"
 
     def _tile_pixels(self, c_out: int) -> int:
-        """Return how many pixels (of the weight gradient, rows) a block takes."""
+        """Return how many pixels a block takes; for the weight gradient, how many rows."""
         return THREADS * 16 // tile_channels(c_out) if self.precision == "float32" else 128
 
 
 def _sizes(x: Array, y: Array, kernel_size: int, stride: int) -> dict[str, int]:
-    """Return the arguments that tell a kernel the sizes of x, which it reads, and of y; both (N, H, W, C)."""
+    """Return the sizes of x, which a kernel reads, and of y, as arguments by name; both are (N, H, W, C)."""
     names = ("height", "width", "channels", "out_height", "out_width", "out_channels", "kernel_size", "stride")
     return dict(zip(names, (*x.shape[1:], *y.shape[1:], kernel_size, stride), strict=True))
 
@@ -144,11 +144,11 @@ def _sizes(x: Array, y: Array, kernel_size: int, stride: int) -> dict[str, int]:
 def pixels_in_a_split(pixels: int) -> int:
     """Return over how many pixels a block of the weight gradient sums: a function of the shape alone.
 
-    At most 64 splits, at least 256 pixels each, and a multiple of the kernel's step.
+    There are at most 64 splits. Each has at least 256 pixels, and a multiple of the kernel's step of 16 pixels.
     """
     return max(256, -(-pixels // 64 // 16) * 16)
 
 
 def count_splits(pixels: int) -> int:
-    """Return of how many partial sums the weight gradient is made."""
+    """Return how many partial sums a weight gradient has."""
     return -(-pixels // pixels_in_a_split(pixels))

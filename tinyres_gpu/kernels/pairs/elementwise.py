@@ -17,9 +17,9 @@ from tinyres_gpu.kernels.pairs.head import sum_rows
 
 
 def run(device: Device, name: str, output: str, **arguments: Any) -> Array:
-    """Launch a kernel that makes a number from each of its first argument's, (N, H, W, C).
+    """Launch a kernel that computes one number for each number of its first argument, (N, H, W, C).
 
-    Return its argument `output`, which it fills, as (N, C, H, W).
+    Return the array that the kernel fills, its argument `output`, as (N, C, H, W).
     """
     x = next(iter(arguments.values()))
     result = device.empty(*x.shape)
@@ -35,7 +35,7 @@ class Relu:
     device: Device
 
     def forward(self, x: Array) -> tuple[Array, Array]:
-        """Return y = max(x, 0), and y (N, H, W, C): a convolution that follows keeps it anyway."""
+        """Return y = max(x, 0), and as cache y (N, H, W, C), which a convolution that follows keeps anyway."""
         y = run(self.device, "relu", "y", x=self.device.rows(x))
         return y, self.device.rows(y)
 
@@ -76,7 +76,7 @@ class Subsample:
 
 
 def _subsample_sizes(shape: tuple[int, ...], out_shape: tuple[int, ...], stride: int) -> dict[str, int]:
-    """Return the arguments that tell a kernel the sizes of x and y, both (N, H, W, C), and the stride."""
+    """Return the sizes of x and y, both (N, H, W, C), and the stride, as arguments by name."""
     names = ("height", "width", "channels", "out_height", "out_width", "out_channels", "stride")
     return dict(zip(names, (*shape[1:], *out_shape[1:], stride), strict=True))
 
@@ -144,7 +144,7 @@ class Dropout:
 class GatingCache(NamedTuple):
     """What the backward pass reads."""
 
-    f: Array | None  # (N, H, W, C), where the gate acts on it
+    f: Array | None  # (N, H, W, C), if the gate multiplies f
     g: Array  # (N, H, W, C)
     conv: ConvCache  # its x is s
 

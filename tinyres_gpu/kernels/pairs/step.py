@@ -25,7 +25,7 @@ class KernelStep(GpuStep):
         self._update(gradients, rate)
 
     def need(self, batch_size: int) -> Need:
-        """Return what a step takes of the card's memory: with a weight gradient's partial sums."""
+        """Return how much of the card's memory a step needs, including a weight gradient's partial sums."""
         need = super().need(batch_size)
         partial = max(
             self.itemsize * count_splits(batch_size * row.size**2) * row.parameter_count

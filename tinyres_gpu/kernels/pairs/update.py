@@ -11,7 +11,7 @@ from tinyres.optim import decays
 from tinyres.recipes import Recipe
 from tinyres_gpu.kernels.common.loader import Device
 
-ELEMENTS = 1024  # that a block updates, as in update.cu
+ELEMENTS = 1024  # numbers of a parameter that a block updates, as in update.cu
 
 
 class Update:
@@ -31,7 +31,7 @@ class Update:
     ) -> None:
         self.device, self.recipe = device, recipe
         self.names = list(parameters)
-        self._held = [(parameters[name], velocities[name]) for name in self.names]  # memory the table points to
+        self._held = [(parameters[name], velocities[name]) for name in self.names]  # the table points here
         self._table = np.zeros((len(self.names), 5), np.uint64)
         for row, (name, (w, velocity)) in enumerate(zip(self.names, self._held, strict=True)):
             assert w.flags.c_contiguous, name
@@ -49,7 +49,7 @@ class Update:
         gradients : mapping of str to array
             Of the mean loss, by the parameter's name.
         learning_rate : float
-            This iteration's.
+            The learning rate of this iteration.
         """
         xp, recipe = self.device.xp, self.recipe
         held = [xp.ascontiguousarray(gradients[name], dtype=np.float32) for name in self.names]

@@ -1,5 +1,5 @@
-"""What a training step must cost at least, without a card.
+"""The least that a training step must cost, found without a card.
 
 - `roofline`: the price of launches, by their bytes and their arithmetic
-- `composed`: the launches of the step that composes pairs, to be priced beside a plan's
+- `composed`: the launches of the composed step, to be compared with those of a plan
 """

@@ -1,8 +1,8 @@
-"""The launches of the step that composes pairs, found by running it: on arrays without numbers.
+"""The launches of the composed step, found by running the step on arrays without numbers.
 
-An array here is a single number seen from everywhere. It has the shape of the real one and takes no memory,
-kernels are recorded instead of run, and so is every operation that CuPy would make a launch of. What comes out
-is what `KernelStep` would launch, because it is `KernelStep` that launches it.
+An array here has the shape of the real one, and a single number in memory stands for all of its numbers.
+Kernels are recorded and not run. Every operation that would be a launch of CuPy is recorded as well. The result
+is the list of what `KernelStep` launches, because `KernelStep` itself runs.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ class Numberless(np.ndarray[Any, Any]):
 
     @classmethod
     def of(cls, shape: Sequence[int], dtype: DTypeLike, record: Callable[[str, Sequence[Array]], None]) -> Self:
-        """Return one."""
+        """Return an array of this shape."""
         array = np.broadcast_to(np.zeros((), dtype), tuple(shape)).view(cls)
         array.record = record
         return array
 
     def __array_finalize__(self, parent: Any) -> None:
-        """Remember where to record what is done with a view."""
+        """Give a view the `record` of its parent."""
         if isinstance(parent, Numberless):
             self.record = parent.record
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **_: Any) -> Any:
-        """Record an operation of CuPy's."""
+        """Record an operation that would be a launch of CuPy."""
         arrays = [x for x in inputs if isinstance(x, np.ndarray)]
         if method == "reduce":
             self.record(ufunc.__name__, arrays)
@@ -64,13 +64,13 @@ class Numberless(np.ndarray[Any, Any]):
         return result
 
     def argmax(self, axis: Any = None, out: Any = None, *, keepdims: Any = False) -> Any:
-        """Record it; return zeros."""
+        """Record the operation; return zeros."""
         self.record("argmax", [self])
         return self.of(self.shape[:1], np.int64, self.record)
 
 
 class _Library:
-    """What a composed step calls of CuPy, on numberless arrays."""
+    """The functions of CuPy that a composed step calls, for arrays without numbers."""
 
     def __init__(self, record: Callable[[str, Sequence[Array]], None]) -> None:
         self.record, self.ndarray = record, Numberless
@@ -101,7 +101,7 @@ def composed_launches(network: Network, recipe: Recipe, batch_size: int, precisi
     Returns
     -------
     list of Launch
-        Their arguments are the arrays alone, numbered.
+        Their arguments are only the arrays, with numbers for names.
     """
     found: list[Launch] = []
 
@@ -133,7 +133,7 @@ def composed_launches(network: Network, recipe: Recipe, batch_size: int, precisi
 
     class Step(KernelStep):
         def update_parameters(self, gradients: Mapping[str, Array], rate: float) -> None:
-            moved = library.empty((5, network.parameter_count), np.float32)  # w and v back and forth, gradients
+            moved = library.empty((5, network.parameter_count), np.float32)  # w, v read and written; gradients
             record("update", [moved], "update")
 
     backend = Backend(
@@ -160,7 +160,7 @@ def arithmetic(kernel: str, arguments: Mapping[str, Any]) -> tuple[int, int]:
     """Return the multiply-adds of a launch, and the smaller number of channels."""
     if kernel in ("conv", "conv_tensor_core"):
         w = arguments["w"]
-        output = arguments["x" if arguments["gradient"] else "y"]  # the convolution's
+        output = arguments["x" if arguments["gradient"] else "y"]  # the output of the convolution
         pixels = output.size // len(w)
         return pixels * w.size, min(w.shape[:2])
     if kernel.startswith("conv_weight_gradient"):

@@ -2,10 +2,10 @@
 
     time = sum over launches of max(bytes / bandwidth, 2 multiply-adds / rate) + gap
 
-No kernel is faster than that; how near ours come has to be measured on a card. The bandwidth is what a card
-copies, the rates are estimates of what convolutions with few channels reach, and the gap is what a launch
-costs inside a graph besides, estimated as well. Launched one by one from Python, a launch takes the host
-`HOST` seconds, and the longer of the two times counts.
+No kernel is faster than that. How near our kernels come to it has to be measured on a card. The bandwidth is
+the rate at which a card copies. The rates of arithmetic are estimates for convolutions with few channels. The
+gap is the time that a launch costs inside a graph in addition, also an estimate. If the host launches one by
+one from Python, a launch takes the host `HOST` seconds, and the longer of the two times counts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RATES = {
     "tf32": {16: 80e12, 32: 130e12, 64: 180e12, 128: 200e12},
     "bf16": {16: 150e12, 32: 250e12, 64: 350e12, 128: 400e12},
 }
-"""Estimated operations a second, two a multiply-add, by precision and channels; for Hopper cards."""
+"""Estimated operations a second, by precision and channels, for Hopper cards; a multiply-add is two of them."""
 
 GAP, HOST = 2.5e-6, 10e-6  # seconds a launch: inside a graph; from Python. Estimates.
 
@@ -46,11 +46,11 @@ class Card:
     rates: Mapping[int, float]
 
     def seconds(self, launch: Launch) -> float:
-        """Return what a launch takes inside a graph."""
+        """Return the time that a launch takes inside a graph."""
         return self.floor(launch) + GAP
 
     def floor(self, launch: Launch) -> float:
-        """Return what a launch takes without the gap."""
+        """Return the time that a launch takes without the gap."""
         width = next((width for width in self.rates if width >= launch.channels), max(self.rates))
         return max(launch.bytes / self.bandwidth, 2 * launch.multiply_adds / self.rates[width])
 
@@ -75,7 +75,7 @@ def get_card(name: str, precision: str, bandwidth: float | None = None) -> Card:
 
 
 class Cost(NamedTuple):
-    """What some launches cost together."""
+    """The cost of several launches together."""
 
     launches: int
     bytes: int

@@ -2,5 +2,5 @@
 
 - `timing`: how long a launch takes
 - `tune`: which choice is the fastest
-- `kept`: what was measured before, in the user's cache folder
+- `kept`: earlier measurements, in the user's cache folder
 """

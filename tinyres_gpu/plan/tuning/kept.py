@@ -1,7 +1,7 @@
-"""What was measured on a card, kept in the user's cache folder: a file for each card and source of kernels.
+"""Measurements on a card, kept in the user's cache folder: a file for each card and source of kernels.
 
 If the file is damaged, the kernels are measured again. If the folder cannot be written, they are measured again
-next time. The user is told of either in one sentence, and neither stops a run.
+next time. In both cases one sentence tells the user, and the run continues.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Warn = Callable[[str], None]
 
 
 def digest(folder: Path) -> str:
-    """Return a few letters that change when a source file of the kernels, or of what launches them, does."""
+    """Return a few letters that change whenever a source file of the kernels or of the plans changes."""
     found = (path for name in ("kernels", "plan") for path in (folder / name).rglob("*"))
     files = [path for path in found if path.is_file() and path.parent.name != "__pycache__"]
     content = (
@@ -39,17 +39,17 @@ def cache_path(machine: Mapping[str, str]) -> Path:
 
 
 def as_json(chosen: Mapping[str, Choice]) -> dict[str, Any]:
-    """Return choices as JSON has them."""
+    """Return choices in the form that JSON has."""
     return {question: choice._asdict() for question, choice in chosen.items()}
 
 
 def from_json(found: Any) -> dict[str, Choice]:
-    """Return choices that JSON had.
+    """Return the choices that were read from JSON.
 
     Raises
     ------
     ValueError
-        If it had something else.
+        If `found` is anything but choices.
 
     Examples
     --------
@@ -71,7 +71,7 @@ def from_json(found: Any) -> dict[str, Choice]:
 
 
 def read(path: Path, warn: Warn) -> dict[str, Choice]:
-    """Return what was measured before; nothing if there is no such file, or if it is damaged, which is said."""
+    """Return the earlier choices of a file; none if there is no file, or if it is damaged (then warn)."""
     if not path.exists():
         return {}
     try:
@@ -82,7 +82,7 @@ def read(path: Path, warn: Warn) -> dict[str, Choice]:
 
 
 def keep(path: Path, machine: Mapping[str, str], chosen: Mapping[str, Choice], warn: Warn) -> bool:
-    """Write what was measured, and return whether that succeeded; if not, it is said."""
+    """Write the choices to a file, and return whether that succeeded; if not, warn."""
     content = {"machine": machine, "choices": as_json(chosen)}
     try:
         with writing(path):

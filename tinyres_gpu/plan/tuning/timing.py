@@ -11,20 +11,20 @@ from tinyres_gpu.plan.program import Program
 
 REPEATS = 5
 FLOODS, FLOOD = 4, 4
-"""How often the cache is flooded before a launch, and with how many times its size. That takes the card as long
-as the host needs to prepare the launch that is timed."""
+"""How often the cache is flooded before a launch, and with how many times its size. The flooding keeps the card
+busy while the host prepares the launch that is timed."""
 
 
 class Clock(Protocol):
-    """Tells how long launches take."""
+    """A clock: it says how long launches take."""
 
     def __call__(self, program: Program, first: int, end: int, behind: int | None) -> float:
-        """Return the seconds from launch `first` to before `end`, after launch `behind` if there is one."""
+        """Return the seconds of launches `first` to `end` - 1; launch `behind`, if given, runs before them."""
         ...
 
 
 def card_clock(cupy: Any, hardware: Hardware) -> Clock:
-    """Return the clock of the card that CuPy uses; launches go to its current stream."""
+    """Return the clock of the card that CuPy uses; launches go to its current CUDA stream."""
     flood = cupy.empty(FLOOD * hardware.l2 // 4, cupy.float32)
 
     def seconds(program: Program, first: int, end: int, behind: int | None) -> float:
@@ -46,16 +46,16 @@ def hardware_of(cupy: Any) -> Hardware:
 
 
 def launch_seconds(cuda: Any, run: Callable[[], None], prepare: Callable[[], None], repeats: int) -> float:
-    """Return the seconds between two events around a launch, the median.
+    """Return the seconds between two events around a launch: the median of several times.
 
     Parameters
     ----------
     cuda : module
-        cupy.cuda; launches and events go to its current stream.
+        cupy.cuda; launches and events go to its current CUDA stream.
     run : callable
         The launch.
     prepare : callable
-        Runs before each; it keeps the card busy while the host prepares the launch.
+        Runs before each launch; it keeps the card busy while the host prepares the launch.
     repeats : int
     """
     events = []

@@ -52,14 +52,14 @@ CompileWith = Callable[[Choices], Plan]
 
 
 def machine(cupy: Any) -> dict[str, str]:
-    """Return what a measurement holds for: the card, the compiler, and the source of the kernels."""
+    """Return the machine that a measurement is valid for: the card, the compiler, the source of the kernels."""
     card = describe_card(cupy)
     found = {name: card[name] for name in ("card", "compute_capability", "runtime_cuda")}
     return found | {"source": digest(Path(__file__).parents[2])}
 
 
 class Scratch:
-    """Memory in which plans run without leaving a trace.
+    """Memory in which plans run without changing anything of the training.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ class Scratch:
 
 
 def questions_of(plan: Plan) -> dict[str, Question]:
-    """Return the questions that a plan's launches asked, by their words."""
+    """Return the questions that a plan's launches ask; the keys are the questions in words."""
     asked = (decision.question for launch in plan.launches for decision in launch.decisions)
     return {str(question): question for question in asked}
 
@@ -111,7 +111,7 @@ def costs(program: Program, clock: Clock) -> dict[str, float]:
     for number, launch in enumerate(launches):
         if launch.kernel == SUMMING:
             splits = [buffer for buffer in launch.reads if buffer.name in asked_for]
-            taken = clock(program, number, number + 1, number)  # behind itself: all is in the cache
+            taken = clock(program, number, number + 1, number)  # it has just run, so all is in the cache
             for buffer in splits:
                 for question in asked_for[buffer.name]:
                     seconds[question] += taken * buffer.nbytes / sum(one.nbytes for one in splits)
@@ -126,7 +126,7 @@ def _finishes(launches: Sequence[Launch], number: int) -> bool:
 
 
 def _in_common(one: Launch, other: Launch) -> bool:
-    """Whether two launches meet in a buffer of the arena."""
+    """Whether two launches use the same buffer of the arena."""
     names = {buffer.name for buffer in (*one.reads, *one.writes) if not buffer.permanent}
     return any(buffer.name in names for buffer in (*other.reads, *other.writes))
 
@@ -139,9 +139,9 @@ def measure(
     Parameters
     ----------
     questions : mapping of str to Question
-        Those to be answered, by their words.
+        The questions to be answered; the keys are the questions in words.
     known : Choices
-        The answers to all others.
+        The answers to all other questions.
     compile_with : callable
         Compiles the step with given choices.
     scratch : Scratch
@@ -164,7 +164,7 @@ def measure(
 
 
 def _fastest(rivals: Sequence[Choice], seconds: Sequence[float]) -> Choice:
-    """Return the fastest choice; the first, which is the default, if it is as fast within the margin."""
+    """Return the fastest choice, or the first one, the default, if it is as fast within the margin."""
     best = min(seconds)
     return rivals[0] if seconds[0] <= (1 + MARGIN) * best else rivals[seconds.index(best)]
 
@@ -176,7 +176,7 @@ def choose(
     recorded: Mapping[str, Any] | None,
     warn: Warn,
 ) -> tuple[Choices, str]:
-    """Answer all questions of a step: as before, from the cache, or by measuring.
+    """Answer all questions of a step: as earlier in this run, from the cache, or by measuring.
 
     Parameters
     ----------
@@ -185,21 +185,21 @@ def choose(
     scratch : Scratch
     cupy : module
     recorded : mapping, optional
-        The choices that the run was made with up to now, as JSON has them.
+        The choices that the run has used up to now, in the form that JSON has.
     warn : callable
         Takes a sentence.
 
     Returns
     -------
     choices : Choices
-        Every question of the step is among the chosen.
+        They answer every question of the step.
     how : str
-        How they were found, in words.
+        How the choices were found, in words.
 
     Raises
     ------
     UserError
-        If the environment variable `SWITCH` says something unheard of.
+        If the environment variable `SWITCH` has an unknown value.
     """
     hardware = hardware_of(cupy)
     single = questions_of(compile_with(Choices(hardware, merge=False)))
@@ -236,7 +236,7 @@ def choose(
                 known = Choices(hardware, chosen | found, merge)
                 found |= measure(wanting, known, compile_with, scratch, clock)
     except MemoryError as error:
-        clear_frames(error.__traceback__)  # they hold what filled the memory
+        clear_frames(error.__traceback__)  # the frames hold the arrays that filled the memory
         warn("the card's memory is too small to measure kernels in: taking the defaults.")
         return Choices(hardware, defaults), "defaults, for want of memory to measure in"
     where = f", kept in {path}" if keep(path, of, cached | found, warn) else ""
@@ -251,7 +251,7 @@ def choose(
 def _as_recorded(recorded: Mapping[str, Any]) -> dict[str, Choice]:
     try:
         return from_json(recorded)
-    except ValueError:  # of another version: then it answers nothing, which is said
+    except ValueError:  # written by another version: it answers no question, and `choose` warns
         return {}
 
 
