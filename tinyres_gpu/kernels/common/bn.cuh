@@ -1,4 +1,4 @@
-// Batch norm of one value, as every kernel that needs it computes it, so that all get the same bits.
+// Batch norm of one value. Every kernel computes batch norm by these functions, so that all get the same bits.
 
 __device__ __forceinline__ float normalise(float x, float mean, float rstd) { return (x - mean) * rstd; }
 

@@ -1,11 +1,11 @@
-// What the blocks of a launch left behind, brought together in a fixed order: a tile's moments become a batch
-// norm's mean and deviation, a tile's sums its backward's coefficients. Sums of sums are in float64: there are few
-// of them. It is a chain of waiting for memory and for each other, so a block does all its channels and groups at once:
-// each has a column of threads, the lanes, among which its tiles are dealt out.
+// The partial results of the blocks of a launch, merged in a fixed order. The moments of the tiles become a batch
+// norm's mean and deviation; the sums of the tiles become the coefficients of its backward pass. Sums of sums are in
+// float64: there are few of them. Merging is a chain of waits for memory and for other threads, so a block does all
+// its channels and groups at once. Each channel of a group has a column of threads, the lanes, which share its tiles.
 //
-// Either a launch of its own does it (finish.cu), or whichever block of the launch before comes last: there is no
-// saying which block that is, but it adds up the same numbers in the same order. Where things lie is told by a
-// table in the GPU's memory, the same for both.
+// Either a separate launch merges (finish.cu), or the last block of the launch that wrote the partial results. Nobody
+// knows in advance which block will be the last, but any block adds up the same numbers in the same order. In both
+// cases a table in the GPU's memory has the addresses.
 
 struct MomentsToFinish {  // partial is (groups, tiles, channels): mean, sum of squared deviations
   const float *gamma, *beta;
@@ -22,8 +22,8 @@ struct SumsToFinish {  // partial is (groups, tiles, channels): sum dz, sum dz x
   long long groups, tiles, pixels_of_group, channels;
 };
 
-// Where thread t is: lane t / columns of column t % columns. A column is a channel of a group; where there are more
-// groups than threads for them, they take turns.
+// The place of thread t: lane t / columns of column t % columns. A column is a channel of a group. If there are not
+// enough threads for all groups at once, the groups take turns.
 struct Columns {
   int channels, groups, columns, lanes, column, lane;
 
@@ -34,7 +34,7 @@ struct Columns {
     column = threadIdx.x % columns;
     lane = threadIdx.x / columns;
   }
-  // Sum what the lanes of each column have; every lane gets the total.
+  // Sum the numbers of the lanes of each column; every lane gets the total.
   __device__ __forceinline__ double sum(double mine, double* shared) const {
     __syncthreads();  // everybody has read the sum before this one
     shared[threadIdx.x] = mine;
@@ -45,16 +45,16 @@ struct Columns {
   }
 };
 
-// A group's mean and variance of each channel from its tiles' means and sums of squared deviations, by the rule
-// that m2 of a union is the sum of all m2 plus the deviations of the tiles' means (moments.cuh, for many at once).
-// The means are taken relative to the first of them, the pilot: what is left is of the size of the deviation, so
-// that one pass does, in float64, without a digit lost.
+// A group's mean and variance of each channel, from the means and the sums of squared deviations (m2) of its tiles. The
+// rule is that of moments.cuh for many sets at once: m2 of a union is the sum of all m2 plus the squared deviations of
+// the tiles' means, weighted by their counts. From all means the first one, the pilot, is subtracted. The differences
+// are as small as the deviation, so one pass in float64 is enough, and no digit is lost.
 //
 //     d_i = mean_i - pilot,  d = sum count_i d_i / count,  mean = pilot + d
 //     m2  = sum (m2_i + count_i d_i^2) - count d^2
 //
-// `norm` gets mean, rstd, gamma and beta side by side, as everybody reads them. The running
-// statistics move towards group 0's, the variance unbiased.
+// `norm` gets mean, rstd, gamma and beta side by side, as all kernels read them. The running statistics move towards
+// the moments of group 0; their variance is unbiased.
 __device__ __forceinline__ void finish(const MomentsToFinish& m, const float2* partial, int first_channel,
                                        int channels_of_block, double* shared) {
   const Columns at(channels_of_block, m.groups);
@@ -129,7 +129,8 @@ __device__ __forceinline__ void finish(const SumsToFinish& s, const float2* part
   }
 }
 
-// Count a block in: what its threads wrote before the last barrier is there for whoever sees the count and fences.
+// Count a block in. A block that sees the count and then makes a fence also sees everything that the threads of the
+// counted block wrote before their last barrier.
 #ifndef TINYRES_EMULATOR
 __device__ __forceinline__ int count_in(int* arrivals) {
   int before;
@@ -140,9 +141,9 @@ __device__ __forceinline__ int count_in(int* arrivals) {
 
 // The end of a kernel whose blocks have left partial results of `channels` channels from `first_channel` on: the
 // last block of these channels to come here finishes them. When all threads of a block have written (the barrier), one
-// of them counts the block in; whoever finds all others counted may, behind a fence, read what they wrote. The fence
-// stands beside the counting, in the same thread: for the memory model the two are one. (A fence empties the
-// processor's first cache, so nobody else makes one.) The count is put back to zero for the next launch.
+// of them counts the block in. The block that finds all others counted may read their results behind a fence. The
+// thread that counts also makes the fence, because for the memory model counting and fence belong together. (A fence
+// empties the processor's first cache, so no other thread makes one.) The count is reset to zero for the next launch.
 template <class ToFinish>
 __device__ __forceinline__ void finish_if_last(const ToFinish* of, const float2* partial, int* arrivals,
                                                int first_channel, int channels) {

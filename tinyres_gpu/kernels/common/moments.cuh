@@ -1,6 +1,6 @@
 // Mean and variance by merging sets of values.
 //
-// The variance is never computed as E[x^2] - E[x]^2: where the mean is large beside the deviation, both terms
+// The variance is never computed as E[x^2] - E[x]^2: if the mean is much larger than the deviation, both terms
 // agree in most digits and their difference is noise. Instead sets are *merged* (Chan, Golub, LeVeque, 1979).
 // With delta = mean_b - mean_a,
 //

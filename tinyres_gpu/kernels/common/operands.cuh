@@ -1,8 +1,8 @@
-// What the fused kernels read: never an activation or a gradient that somebody wrote down for them, but what it is
-// made of. Each operand is read four channels at a time, after it was told which: `at_channel` fetches what belongs
-// to these channels, and the loop over pixels that follows reuses it.
+// The operands of the fused kernels. An activation or a gradient is not read from memory: it is computed from the
+// tensors that it is made of while they are read. Each operand is read four channels at a time. `at_channel` is called
+// first: it fetches the numbers that belong to these channels, and the loop over pixels that follows reuses them.
 
-// ---- Forward: relu(bn(x)); x itself where there is no batch norm, or no ReLU where `rectified` is false.
+// ---- Forward: relu(bn(x)); without batch norm x itself, and without the ReLU if `rectified` is false.
 struct Activated {
   const Stored* x;
   int format;
@@ -29,12 +29,12 @@ struct Activated {
 //
 //     dy = base + a dz + b (y - mean) + c        with (a, b, c, mean) for each group and channel
 //
-// which is batch norm's backward (finish.cuh has the coefficients) as an affine map, and `base` is the gradient
-// that comes along the shortcut: the "1 +" of Eq. (5). Either part may be missing.
+// This is batch norm's backward (finish.cuh has the coefficients) as an affine map, plus `base`, the gradient that
+// comes along the shortcut: the "1 +" of Eq. (5). Either part may be missing.
 struct Arriving {
-  const Stored *base, *dz, *y;  // null: not there
+  const Stored *base, *dz, *y;  // null: missing
   int format, y_format;        // of base and dz, and of y
-  const float4* affine;        // (groups, channels), where dz is there
+  const float4* affine;        // (groups, channels), if there is a dz
   Norms by;
 
   __device__ __forceinline__ void at_channel(int group_channel) {
@@ -66,8 +66,8 @@ struct Arriving {
   __device__ __forceinline__ float4 read(int at) const { return make(fetch(at)); }
 };
 
-// ---- The shortcut's signal where a unit adds it: every stride-th pixel of an activated tensor, zero channels
-// appended (option A); with stride 1 and all channels it is the tensor itself.
+// ---- The shortcut's signal, as a unit adds it: every stride-th pixel of an activated tensor, with zero channels
+// appended (option A). With stride 1 and all channels the signal is the tensor itself.
 struct Shortcut {
   Activated from;
   int channels, stride;
@@ -80,8 +80,8 @@ struct Shortcut {
   }
 };
 
-// ---- The gradient that comes back along a shortcut to the activation that it shares with the branch: to every
-// stride-th pixel, or nothing where there is none.
+// ---- The gradient that comes back along a shortcut to the activation that the shortcut shares with the branch. It
+// reaches every stride-th pixel. At other pixels, and if there is no such gradient, it is zero.
 struct ShortcutGradient {
   const Stored* from;
   int format, channels, stride;

@@ -1,19 +1,19 @@
 // A block's matrix product, outputs (ROWS x CHANNELS) += rows^T columns, in float32. The fused kernels fill
-// `Tiles`, call `multiply`, and find the sums in `outputs` after `write`; product_tensor_core.cuh offers the same
-// with the tensor cores' arithmetic, so that those kernels are written once.
+// `Tiles`, call `multiply`, and find the sums in `outputs` after `write`. product_tensor_core.cuh has the same
+// functions with the tensor cores' arithmetic, so that the fused kernels are written once.
 //
 // A tile holds DEPTH steps of the sum. It is filled with four neighbouring steps of one row (`put_row`), or with
 // four neighbouring rows of VALUES steps (`put_rows`), whichever way the numbers lie in memory.
 
-// Blocks that a processor should have room for at once: while one waits for memory, others multiply. More of them
-// means fewer registers for each; wide ones would not find room for their sums.
+// How many blocks a processor should have room for at once: while one block waits for memory, others multiply. With
+// more blocks each has fewer registers, and wide blocks would not have enough registers for their sums.
 template <int CHANNELS> constexpr int AT_ONCE = CHANNELS == 16 ? 3 : 2;
 
 struct Float32 {};
 
 template <int CHANNELS, class Arithmetic> struct Product;
 
-// What a convolution's weights are read as.
+// The type as which a convolution's weights are read.
 template <int CHANNELS, class Arithmetic> using Weight = typename Product<CHANNELS, Arithmetic>::Weight;
 
 template <int CHANNELS> struct Product<CHANNELS, Float32> {

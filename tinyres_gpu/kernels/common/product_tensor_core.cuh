@@ -1,10 +1,10 @@
-// product.cuh's interface on the tensor cores: a warp has 16 of the block's 128 rows and all its columns.
+// The functions of product.cuh on the tensor cores: a warp has 16 of the block's 128 rows, and all columns.
 
 template <bool BF16> struct TensorCore {};
 using Tf32 = TensorCore<false>;
 using Bf16 = TensorCore<true>;
 
-// The sums of a warp: a quarter of a quad of columns and two rows for each lane, as ptx.cuh lays them out.
+// The sums of a warp, as ptx.cuh lays them out: for every 8 columns, a lane has two neighbouring columns in two rows.
 template <int CHANNELS> struct WarpSums {
   float acc[CHANNELS / 8][4];
 

@@ -1,12 +1,12 @@
 // Instructions that C++ has no name for, each behind a function. The emulator of the tests brings its own.
 //
 // mma_*: a warp multiplies small matrices on the tensor cores, d (16x8) += a (16xk) b (kx8) in float32. Each lane
-// holds a few elements of each; with group = lane / 4 and pair = 2 (lane % 4) it holds, for bfloat16 (k = 16),
+// holds a few elements of each matrix. With group = lane / 4 and pair = 2 (lane % 4) it holds, for bfloat16 (k = 16),
 //     a[0], a[1]: rows group, group + 8 at columns pair, pair + 1;    a[2], a[3]: the same at columns + 8
 //     b[0], b[1]: rows pair, pair + 1 and the same + 8, of column group
 //     d[0..3]:    (group, pair), (group, pair + 1), (group + 8, pair), (group + 8, pair + 1)
-// two bfloat16 values to a register, the lower index in the lower half; for TF32 (k = 8) one value to a register
-// at column (of a) or row (of b) lane % 4, and the same + 4. d is laid out alike.
+// with two bfloat16 values in a register, the lower index in the lower half. For TF32 (k = 8) a register has one value,
+// at column (of a) or row (of b) lane % 4, and the same + 4. The layout of d is the same.
 
 #ifndef TINYRES_EMULATOR
 
@@ -36,9 +36,10 @@ __device__ __forceinline__ unsigned pack_bf16(float low, float high) {  // 8 bit
   return bits;
 }
 
-// Four 8x8 matrices of 16-bit values from shared memory: lane l names row l % 8 of matrix l / 8, a multiple of 16
-// bytes. r[i] gets elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 of matrix i: two of mma_bf16's shares of a at
-// once. Transposed, it gets rows for columns: what b wants when k runs along rows.
+// Load four 8x8 matrices of 16-bit values from shared memory. Lane l gives the address of row l % 8 of matrix l / 8, a
+// multiple of 16 bytes. r[i] gets elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 of matrix i. So one call loads all
+// that a lane holds of a in mma_bf16. The transposed load exchanges rows and columns, as b needs it when k runs along
+// the rows in memory.
 __device__ __forceinline__ void load_matrices(unsigned (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])

@@ -1,5 +1,5 @@
-// Tensors are read and written four neighbouring channels at a time: 16 bytes of float32, which is as much as a
-// thread can ask memory for at once. The planned step's tensors all have a multiple of four channels.
+// Tensors are read and written four neighbouring channels at a time: 16 bytes of float32, the most that a thread can
+// ask memory for at once. In a planned step the number of channels of every tensor is a multiple of four.
 
 __device__ __forceinline__ float4 operator+(float4 a, float4 b) {
   return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
@@ -15,8 +15,8 @@ __device__ __forceinline__ float4 operator*(float4 a, float b) { return {a.x * b
 __device__ __forceinline__ float4 load(const float* x, int at) { return *(const float4*)(x + at); }
 __device__ __forceinline__ float4 store(float* y, int at, float4 v) { return *(float4*)(y + at) = v; }
 
-// ---- Tensors between launches may be stored in 16 bits; whoever computes with them has float32. The format of a
-// tensor is an argument, the same for all threads. `store` returns what will be read again: the rounded values.
+// ---- Tensors between launches may be stored in 16 bits; all computing is in float32. The format of a tensor is an
+// argument, the same for all threads. `store` returns the rounded values, which will be read again.
 
 using Stored = unsigned char;  // the memory of a tensor in any format
 enum Format { FLOAT32, BFLOAT16, FLOAT16 };
@@ -29,8 +29,8 @@ __device__ __forceinline__ unsigned pack(float low, float high, int format) {
   if (format == FLOAT16) return to_float16(low) | to_float16(high) << 16;
   return to_bfloat16(low) | to_bfloat16(high) << 16;
 }
-// Reading is in two halves: a thread first fetches all that it can use and then makes numbers of it, so that it waits
-// for memory once.
+// Reading has two halves: a thread first fetches the bits of all values that it can use, and then turns the bits into
+// numbers. So it waits for memory only once.
 __device__ __forceinline__ uint4 fetch(const Stored* x, int at, int format) {
   if (format == FLOAT32) return *(const uint4*)(x + 4LL * at);
   const uint2 bits = *(const uint2*)(x + 2LL * at);
@@ -53,7 +53,7 @@ __device__ __forceinline__ float4 store(Stored* y, int at, int format, float4 v)
   return {low.x, low.y, high.x, high.y};
 }
 
-// ---- Batch norm of four channels. `norm` is (groups, channels): mean, rstd, gamma and beta of each together.
+// ---- Batch norm of four channels. `norm` is (groups, channels): mean, rstd, gamma and beta of each channel together.
 
 struct Norms {
   float4 of[4];

@@ -1,6 +1,6 @@
 // The inner loop of a float32 matrix product: a thread owns 4 x 4 outputs in registers and reads four numbers of
-// each operand for them. total += a^T b, where row d of a and of b are step d; the products are added up by
-// themselves first, so that the rounding error grows with DEPTH + k / DEPTH rather than with k.
+// each operand for them. total += a^T b, where row d of a and of b belong to step d of the sum. The DEPTH products are
+// added up by themselves first, so that the rounding error grows with DEPTH + k / DEPTH rather than with k.
 
 template <int DEPTH, int A_PITCH, int B_PITCH>
 __device__ __forceinline__ void multiply_in_registers(float (&total)[4][4], const float (*a)[A_PITCH],

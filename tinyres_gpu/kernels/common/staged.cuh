@@ -1,25 +1,26 @@
-// A convolution's window, staged: the pixels that a tile of outputs reads are brought to shared memory once, where
-// all its taps find them. (window_product.cuh gathers each value anew for every tap: nine times for a window of 3 x 3
-// it is read, normalised, rectified, rounded and stored.)
+// A convolution's window, staged: the pixels that a tile of outputs reads are brought to shared memory once, and all
+// taps read them there. (window_product.cuh gathers each value anew for every tap: with a window of 3 x 3 each value is
+// read, normalised, rectified, rounded and stored nine times.)
 //
 // Pixels are numbered through the rows of all images. With stride 1, the tap one row down and one column to the right
-// of pixel p reads pixel p + width + 1; so a tile of neighbouring pixels reads a run of them, longer by a row and a
-// pixel at both ends. Where the image ends, the run goes on with what no tap may read: such a read is sent to a row
-// of zeros instead. That is all there is to padding, and images may have any height, and any width up to WIDEST.
+// of pixel p reads pixel p + width + 1. So a tile of neighbouring pixels reads a run of neighbouring pixels, which is
+// longer by a row and a pixel at both ends. Where the image ends, the run goes on with pixels that no tap may read: a
+// read of such a pixel is sent to a row of zeros instead. No other padding is needed, and images may have any height,
+// and any width up to WIDEST.
 //
-// Weights come packed (pack.cu): a lane finds what it has to hold for the tensor core in one piece, the same for
-// all blocks, and wants no shared memory for it. So between the barrier behind the staging and the end of the
+// Weights come packed (pack.cu): the words that a lane has to hold for the tensor core lie side by side in memory, the
+// same for all blocks, and need no shared memory. So between the barrier behind the staging and the end of the
 // sum no thread waits for another.
 
-constexpr int WIDEST = 32;  // image, for a window of 3 x 3
+constexpr int WIDEST = 32;  // width of the widest image, for a window of 3 x 3
 
 template <int DEPTH, class Arithmetic> struct Staged {};  // DEPTH channels at a time
 
-// A tile's pixels and REACH more at both ends, a row of words each, and the row of zeros.
+// The pixels of a tile and REACH more at both ends, each as a row of words, and the row of zeros.
 template <int DEPTH, bool BF16, int REACH = WIDEST + 1> struct Stage {
   static constexpr int VALUES = BF16 ? 2 : 1, WORDS = DEPTH / VALUES, STEPS = WORDS / 8, QUADS = DEPTH / 4;
   static constexpr int PIXELS = 16 * WARPS, ZEROS = PIXELS + 2 * REACH;
-  unsigned rows[ZEROS + 1][WORDS + 4];  // 8 neighbours' quarters of a row lie in 32 different banks
+  unsigned rows[ZEROS + 1][WORDS + 4];  // four words of each of 8 neighbouring rows lie in 32 different banks
 
   __device__ __forceinline__ void write_zeros() {
     if (threadIdx.x < WORDS) rows[ZEROS][threadIdx.x] = 0;
@@ -36,9 +37,10 @@ struct Product<CHANNELS, Staged<DEPTH, TensorCore<BF16>>> : WarpSums<CHANNELS> {
     float outputs[ROWS][CHANNELS + 4];
   };
 
-  // acc += 16 pixels x DEPTH (`row`: the lane's share of them, as load_matrices takes it) times one tap's weights, of
-  // which w names the lane's words; a step along the sum is `columns` blocks of 8 output channels away. What a tensor
-  // core cuts off (tensor_core.cuh) is nothing beside bfloat16's rounding; for TF32 each tap's sum begins anew.
+  // acc += (16 pixels x DEPTH) times the weights of one tap. `row` is the lane's share of the pixels, as load_matrices
+  // takes it, and `w` is the address of the lane's words of the weights. The words of the next step of the sum are
+  // `columns` blocks of 8 output channels away. The digits that a tensor core cuts off (tensor_core.cuh) are negligible
+  // beside bfloat16's rounding; for TF32 each tap's sum begins anew.
   __device__ __forceinline__ void multiply(const unsigned* row, const uint2* w, int columns) {
     unsigned a[Tiles::STEPS][4];
 #pragma unroll
@@ -59,9 +61,9 @@ struct Product<CHANNELS, Staged<DEPTH, TensorCore<BF16>>> : WarpSums<CHANNELS> {
   }
 };
 
-// Bring DEPTH channels of a tile's pixels, and of those that a border reaches, to the stage. A thread fetches for BATCH
-// pixels before it waits for any; more would not fit its registers. `visit(at, v)` sees each value of a tile's own
-// pixels once in the whole launch.
+// Bring DEPTH channels of a tile's pixels, and of the pixels that its border reaches, to the stage. A thread fetches
+// values of BATCH pixels before it waits for any of them; more would not fit its registers. `visit(at, v)` is called
+// once in the whole launch for each value of a tile's own pixels.
 template <int BATCH, int DEPTH, bool BF16, int REACH, class Operand, class Visit>
 __device__ __forceinline__ void stage_pixels(Stage<DEPTH, BF16, REACH>& stage, int border, const Tile& tile, Operand& x,
                                              int first_channel, const Geometry& g, Visit visit) {
@@ -86,8 +88,8 @@ __device__ __forceinline__ void stage_pixels(Stage<DEPTH, BF16, REACH>& stage, i
   }
 }
 
-// The staged row that pixel number `row` of a tile reads at the tap so far down and aside from the middle. `there`: is
-// there such a pixel?
+// The staged row that pixel number `row` of a tile reads at the tap which lies `away` rows below the middle of the
+// window and `aside` columns to the right. `there` says whether the tile has such a pixel.
 template <bool GRADIENT, class S>
 __device__ __forceinline__ const unsigned* find_row(const S& stage, int row, bool there, const Pixel& own, int away,
                                                     int aside, const Geometry& g) {
@@ -97,7 +99,8 @@ __device__ __forceinline__ const unsigned* find_row(const S& stage, int row, boo
   return stage.rows[inside ? row + (border + down) * g.width + border + right : S::ZEROS];
 }
 
-// product += the staged channels, `first` and after, at all taps. Lane l names pixel l % 16 of its warp's.
+// Add to `product` the products of the staged channels, of which `first` is the first, at all taps. Lane l gives the
+// address of pixel l % 16 of its warp.
 template <bool GRADIENT, class P, class S>
 __device__ __forceinline__ void multiply_taps(P& product, const S& stage, const Pixel* places, const Tile& tile,
                                               int first, const uint2* w, int first_channel, const Geometry& g) {
@@ -106,7 +109,7 @@ __device__ __forceinline__ void multiply_taps(P& product, const S& stage, const 
   const Pixel own = places[row];
   const bool there = tile.first + row < tile.end;
   w += (first / (8 * S::VALUES) * columns + first_channel / 8) * 32 + lane;
-#pragma unroll 1  // several taps at once want more registers than there are
+#pragma unroll 1  // several taps at once would need more registers than there are
   for (int away = -border; away <= border; away++)
 #pragma unroll 1
     for (int aside = -border; aside <= border; aside++, w += a_tap) {
@@ -115,17 +118,17 @@ __device__ __forceinline__ void multiply_taps(P& product, const S& stage, const 
     }
 }
 
-// Ask for the weights that a block will read, while its pixels are on their way: the first blocks of a launch would
-// wait for memory once a tap.
+// Ask memory for the weights that a block will read, while its pixels are on their way. Otherwise the first blocks of a
+// launch would wait for memory once for each tap.
 template <int CHANNELS, class S>
 __device__ __forceinline__ void prefetch_weights(const uint2* w, int first_channel, const Geometry& g) {
-  constexpr int LINE = 16, LINES = CHANNELS / 8 * 32 / LINE;  // pairs of words in 128 bytes; such lines of a step
+  constexpr int LINE = 16, LINES = CHANNELS / 8 * 32 / LINE;  // pairs of words in a line of 128 bytes; lines of a step
   const int steps = g.kernel_size * g.kernel_size * g.channels / (8 * S::VALUES), columns = g.out_channels / 8;
   for (int i = threadIdx.x; i < steps * LINES; i += THREADS)
     prefetch(w + (i / LINES * columns + first_channel / 8) * 32 + i % LINES * LINE);
 }
 
-// window_product.cuh's, for kernels of 1 x 1 and 3 x 3 with stride 1.
+// The `multiply_windows` of window_product.cuh, for windows of 1 x 1 and 3 x 3 with stride 1.
 template <int CHANNELS, bool GRADIENT, int DEPTH, bool BF16, class Operand, class Visit>
 __device__ __forceinline__ void multiply_windows(Product<CHANNELS, Staged<DEPTH, TensorCore<BF16>>>& product,
                                                  Stage<DEPTH, BF16>& stage, const Pixel* places, const Tile& tile,

@@ -1,5 +1,5 @@
-// Sums in a fixed order with little rounding: runs of 16 are added up by themselves, then the runs. A whole run has
-// no bound to look at, so that its 16 loads can be under way together.
+// Sums in a fixed order with little rounding: the numbers of a run of 16 are added up by themselves, then the sums of
+// the runs. A full run needs no check of a bound, so its 16 loads can be under way together.
 
 __device__ __forceinline__ float sum_in_order(const float* values, int count, int step) {
   float total = 0;

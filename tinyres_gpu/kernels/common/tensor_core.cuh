@@ -1,9 +1,9 @@
 // A warp's matrix product on the tensor cores, with operands in TF32 or bfloat16 and sums in float32.
 //
 // A tensor core multiplies two small matrices that lie spread over the 32 lanes of a warp (ptx.cuh shows how).
-// What lies in a register is a word: one TF32 value, or two bfloat16 values that are neighbours along k. Counted
+// The content of a register is a word: one TF32 value, or two bfloat16 values that are neighbours along k. Counted
 // in words both formats look the same: an instruction multiplies 16 rows of 8 words by 8 columns of 8 words. So
-// the tiles in shared memory are arrays of words, and only rounding and the instruction itself know the format.
+// the tiles in shared memory are arrays of words, and only the rounding and the instruction depend on the format.
 //
 // Rows of a tile are PITCH = 20 words apart: lane l reads row l / 4 at word l % 4, and 20 (l / 4) + l % 4 are 32
 // different memory banks.
@@ -14,7 +14,7 @@ template <bool BF16> __device__ __forceinline__ unsigned make_word(float low, fl
   return BF16 ? pack_bf16(low, high) : to_tf32(low);
 }
 
-// Four neighbours along k, the quad-th four of a row.
+// Write four neighbours along k into a row of words; `quad` counts such fours from the beginning of the row.
 template <bool BF16> __device__ __forceinline__ void put_words(unsigned* row, int quad, float4 v) {
   if (BF16) {
     row[quad * 2] = make_word<BF16>(v.x, v.y);
@@ -29,8 +29,8 @@ template <bool BF16> __device__ __forceinline__ void put_words(unsigned* row, in
 
 // acc (16 x CHANNELS) += rows (16 x WORDS) columns^T (CHANNELS x WORDS), by one warp.
 //
-// A tensor core adds with its results cut off, not rounded: a long sum in its accumulator would creep towards zero.
-// So each tile's sum begins anew and is added to acc by an ordinary addition.
+// A tensor core does not round the results of its additions, it cuts them off: a long sum in its accumulator would
+// drift towards zero. So each tile's sum begins anew and is added to acc by an ordinary addition.
 template <int CHANNELS, bool BF16>
 __device__ __forceinline__ void multiply(float (&acc)[CHANNELS / 8][4], const unsigned (*rows)[PITCH],
                                          const unsigned (*columns)[PITCH]) {

@@ -1,7 +1,7 @@
 // Which outputs a block of a convolution computes.
 //
-// Tiles of pixels never straddle two groups of batch norm: a tile is normalised by the moments of one group, and
-// what a block finds of its tile (tile_sums.cuh) belongs to one group.
+// A tile of pixels never lies in two groups of batch norm: it is normalised by the moments of one group, and the
+// moments and sums that a block finds in its tile (tile_sums.cuh) belong to one group.
 
 struct Tile {
   int first, end;                     // pixels: first ... first + PIXELS, but below end

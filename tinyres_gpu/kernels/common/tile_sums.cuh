@@ -34,12 +34,12 @@ __device__ __forceinline__ void write_pair(float2* partial, float4 first, float4
   to[3] = {first.w, second.w};
 }
 
-// What batch norm's backward wants to know of a gradient dz, over some pixels.
+// The two sums over pixels of a gradient dz that batch norm's backward needs.
 struct GradientSums {
   float4 sum, along;  // of dz, and of dz x^
 };
 
-// A tile's, to be finished by finish.cuh.
+// Write a tile's two sums, to be finished by finish.cuh.
 template <int CHANNELS>
 __device__ __forceinline__ void write_sums(float2* partial, const GradientSums& mine, const Tile& tile, int channel,
                                            int channels, float4 (*shared)[CHANNELS / 4]) {
@@ -47,11 +47,12 @@ __device__ __forceinline__ void write_sums(float2* partial, const GradientSums& 
   write_pair<CHANNELS>(partial, sum, along, tile, channel, channels);
 }
 
-// The end of a backward kernel: the gradient v of an activation relu(bn(t)) becomes dz = v where the ReLU let the
-// signal through; returns the thread's share of the sums. A thread fetches for two pixels before it uses either.
+// The end of a backward kernel: from the gradient v of an activation relu(bn(t)) it computes dz, which is v where the
+// ReLU let the signal through and 0 elsewhere. It returns the thread's share of the sums. A thread fetches the values
+// of two pixels before it uses either.
 //
-// Whether the ReLU let it through: `gate` > 0 where the activation was written down (original units, whose ReLU
-// stands behind the addition), else bn(t) > 0, computed again with the same bits.
+// The ReLU let the signal through where `gate` > 0, if the activation is in memory as `gate` (original units, whose
+// ReLU stands behind the addition); otherwise where bn(t) > 0, computed again with the same bits.
 template <int CHANNELS, class Gradient>
 __device__ __forceinline__ GradientSums pass_gate(const Stored* t, const float4* norm, const Stored* gate,
                                                   int t_format, Stored* dz, int dz_format, const Tile& tile, int rows,

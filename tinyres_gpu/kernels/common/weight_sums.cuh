@@ -2,13 +2,14 @@
 //
 //     dw[tap] (C_in x C_out) = sum_pixels a[pixel]^T dy[pixel - tap]
 //
-// The sum runs over pixels, so both operands are wanted across the rows that they lie in, which
-// load_matrices_transposed delivers: for 32 pixels at a time, of which each lane names one. A block has CHANNELS input
-// channels and CHUNKS times DEPTH output channels. A warp has 8 output channels of each chunk, for which it keeps the
-// sums of all taps in its registers; where there are more warps than that, they share the pixels.
+// The sum runs over pixels. A pixel is a row in shared memory, so both operands must be read across the rows.
+// load_matrices_transposed does that for 32 pixels at a time; each lane gives the address of one of them. A block has
+// CHANNELS input channels and CHUNKS times DEPTH output channels. A warp has 8 output channels of each chunk, and keeps
+// the sums of all taps for them in its registers. If there are more warps than such pieces of work, the warps share the
+// pixels.
 
 template <int CHANNELS, int DEPTH, int CHUNKS, int KERNEL> struct WeightSums {
-  static constexpr int TAPS = KERNEL * KERNEL, ROWS = KERNEL == 1 ? CHANNELS / 16 : 1;  // sixteens of input channels
+  static constexpr int TAPS = KERNEL * KERNEL, ROWS = KERNEL == 1 ? CHANNELS / 16 : 1;  // sets of 16 input channels
   static constexpr int ACROSS_WARPS = DEPTH / 8, GROUPS = CHANNELS / 16 / ROWS * ACROSS_WARPS, PARTS = WARPS / GROUPS;
   static_assert(GROUPS * PARTS == WARPS, "each warp has its share");
   using Collected = float[PARTS > 1 ? TAPS : 1][CHANNELS][DEPTH];
@@ -16,7 +17,7 @@ template <int CHANNELS, int DEPTH, int CHUNKS, int KERNEL> struct WeightSums {
 
   __device__ __forceinline__ WeightSums() : acc{} {}
 
-  // Add what a tile contributes to one chunk.
+  // Add a tile's contribution to one chunk.
   template <class Activations, class S>
   __device__ __forceinline__ void add(int chunk, const Activations& activations, const S& stage, const Pixel* places,
                                       const Tile& tile, const Geometry& g) {
@@ -48,7 +49,7 @@ template <int CHANNELS, int DEPTH, int CHUNKS, int KERNEL> struct WeightSums {
     }
   }
 
-  // Leave the sums in partial, (taps, channels, out_channels), from `first_channel` on.
+  // Write the sums to partial, (taps, channels, out_channels), from `first_channel` on.
   __device__ __forceinline__ void write(float* partial, int first_channel, int channels, Collected& collected) {
 #pragma unroll
     for (int chunk = 0; chunk < CHUNKS; chunk++) {

@@ -2,31 +2,31 @@
 //
 // Write each output pixel's inputs in a row: for every tap of the window, the channels of the pixel that the tap
 // reads. That row, `depth = taps x channels` long, times a (depth, C_out) matrix of weights is the output. The
-// matrix of all rows holds every input nine times, so nobody wants it in memory; but a kernel that multiplies
+// matrix of all rows holds every input nine times, so it should not be in memory. But a kernel that multiplies
 // matrices only ever looks at one small tile at a time, and a tile can be gathered from the image when needed.
-// All it takes is this file: where in x does row `pixel`, column `k` of that matrix lie?
+// This file has all that gathering needs: where in x does the entry at row `pixel`, column `k` of that matrix lie?
 //
 // Tensors are (N, H, W, C) in memory, so neighbouring k are neighbouring addresses.
 
 constexpr int THREADS = 256;
 
-struct Geometry {  // of one pass: x is what is read, whichever way the signal goes
+struct Geometry {  // of one pass: x is the tensor that is read, in the forward and in the backward pass
   int height, width, channels;              // of x
-  int out_height, out_width, out_channels;  // of what is computed
+  int out_height, out_width, out_channels;  // of the tensor that is computed
   int kernel_size, stride;
-  bool gradient;  // of the convolution with respect to what it read
+  bool gradient;  // whether the pass is the gradient with respect to the convolution's input
 };
 
-// The row (or column) of x that output row `out` reads at tap `tap`; -1: none, the padding's zero.
+// The row (or column) of x that output row `out` reads at tap `tap`; -1: no row, but a zero of the padding.
 // The gradient of the convolution goes the other way: input row `out` was read, at tap `tap`, by output row
-// (out + border - tap) / stride, if that divides.
+// (out + border - tap) / stride, if stride divides the difference.
 __device__ __forceinline__ int source(bool gradient, int out, int tap, int border, int stride, int size) {
   int at = gradient ? out + border - tap : out * stride + tap - border;
-  if (gradient && stride > 1) {  // dividing takes long
+  if (gradient && stride > 1) {  // a division takes long
     if (at % stride != 0) return -1;
     at /= stride;
   }
-  return at < size ? at : -1;  // a negative one means none as it is
+  return at < size ? at : -1;  // a negative number means no row anyway
 }
 
 struct Pixel {
@@ -44,7 +44,7 @@ __device__ __forceinline__ Depth locate_depth(int k, int channels, int kernel_si
   return {tap / kernel_size, tap % kernel_size, k % channels};
 }
 
-// Where in x the value lies, or -1 for a zero.
+// Where in x the value for output `out` and column k lies, or -1 for a zero.
 __device__ __forceinline__ int address(const Pixel& out, const Depth& k, const Geometry& g) {
   const int row = source(g.gradient, out.row, k.tap_row, g.kernel_size / 2, g.stride, g.height);
   const int column = source(g.gradient, out.column, k.tap_column, g.kernel_size / 2, g.stride, g.width);
@@ -53,14 +53,14 @@ __device__ __forceinline__ int address(const Pixel& out, const Depth& k, const G
 }
 
 // Where in w, stored (C_out, C_in, k, k), the weight from depth k to channel `out` lies. For the
-// gradient the roles of the two channels are exchanged.
+// gradient the two channels exchange their roles.
 __device__ __forceinline__ int weight_address(const Depth& k, int out, const Geometry& g) {
   const int plane = g.gradient ? k.channel * g.out_channels + out : out * g.channels + k.channel;
   return (plane * g.kernel_size + k.tap_row) * g.kernel_size + k.tap_column;
 }
 
-// ---- The value of the window matrix, activated on the way if there are moments: relu(gamma (x - mean) rstd +
-// beta). Padding is zero *after* the activation.
+// ---- The value of the window matrix. If there are moments, it is activated while it is read: relu(gamma (x - mean)
+// rstd + beta). Padding is zero *after* the activation.
 
 struct Activation {
   const float *mean, *rstd, *gamma, *beta;  // mean and rstd are (groups, channels)

@@ -2,7 +2,7 @@
 // channels, four neighbouring channels of one tap at a time.
 //
 // Weights lie as (k, k, C_in, C_out), so that neighbouring threads read neighbouring weights in both
-// directions: along C_out forward, along the sum (which is C_out then) for the gradient.
+// directions: forward along C_out; for the gradient along the sum, which then runs over C_out.
 
 template <bool GRADIENT>
 __device__ __forceinline__ float4 load_weights(const float* w, const Depth& k, int depth, int out, const Geometry& g) {
@@ -12,7 +12,7 @@ __device__ __forceinline__ float4 load_weights(const float* w, const Depth& k, i
   return {from[0], from[g.out_channels], from[2 * g.out_channels], from[3 * g.out_channels]};
 }
 
-// `visit(at, v)` sees each value of x that a pixel's own place (the middle tap) reads: once in the whole launch.
+// `visit(at, v)` is called for each value of x that the middle tap reads, a pixel's own place: once in a whole launch.
 template <int CHANNELS, bool GRADIENT, class P, class Operand, class Visit>
 __device__ __forceinline__ void multiply_windows(P& product, typename P::Tiles& tiles, const Pixel* places,
                                                  const Tile& tile, Operand& x, const float* w, int first_channel,

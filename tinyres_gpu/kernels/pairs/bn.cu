@@ -1,12 +1,13 @@
-// Batch norm, with or without the ReLU that follows it, once the moments are known; and its backward.
+// Batch norm with given moments, with or without the ReLU that follows it; and its backward pass.
 //
 //     y  = gamma x^ + beta,  x^ = (x - mean) rstd        (then max(y, 0) with RELU)
 //     dx = gamma rstd (dz - sum dz / m - x^ sum(dz x^) / m)
 //
-// dz is dy, where the ReLU let y through. Nothing but x is kept from the forward pass: y > 0 is computed again.
+// dz is dy where the ReLU let y through, and 0 elsewhere. Only x is kept from the forward pass: y > 0 is computed
+// again.
 // Tensors are (groups, rows, channels).
 
-constexpr int RUN = 8;  // the inner block of sums
+constexpr int RUN = 8;  // how many terms are summed by themselves first
 
 template <bool RELU>
 __global__ void bn_output(const float* x, const float* mean, const float* rstd, const float* gamma,
@@ -62,7 +63,7 @@ __global__ void __launch_bounds__(256)
       partial[((which * gridDim.y + group) * gridDim.x + blockIdx.x) * channels + c] = shared[which][t];
 }
 
-// One thread a channel: the sums of each group for dx, and over all groups dbeta and dgamma.
+// One thread for each channel: it finds the sums of each group, for dx, and dbeta and dgamma over all groups.
 __global__ void merge_bn_sums(const float* partial, float* sums, float* dbeta, float* dgamma, int groups,
                               int blocks, int channels) {
   const int c = blockIdx.x * 256 + threadIdx.x;

@@ -1,12 +1,12 @@
 // Mean and variance of each channel, for each group of the mini-batch, by merging (moments.cuh says why).
 //
-// All values are taken relative to the first of their group and channel, the pilot: where the mean is large, a
-// mean near zero keeps the digits that matter. Merging is rare and in float64: where the mean is near zero and
-// the pilot is not, float32 would bring the pilot's rounding error in.
+// From all values the first value of their group and channel, the pilot, is subtracted. So the mean of the differences
+// is near zero even where the mean is large, and keeps the digits that matter. Merging is rare, so it is done in
+// float64: where the mean is near zero and the pilot is not, float32 would add the pilot's rounding error.
 //
-// A thread takes every so-manyth row of its block's share, 16 values at a time, the threads of a block merge in
-// a tree, and `merge_moments` merges the blocks in order. Tensors are (rows, channels) with rows = N H W.
-// A block is blockDim.x neighbouring channels times blockDim.y rows, 256 threads together.
+// A block is blockDim.x neighbouring channels times blockDim.y rows, 256 threads together. A thread takes every
+// blockDim.y-th row of its block's share, 16 values at a time. The threads of a block merge in a tree, and
+// `merge_moments` merges the blocks in order. Tensors are (rows, channels) with rows = N H W.
 
 constexpr int RUN = 16;
 
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(256)
   }
 }
 
-// One thread a group and channel: merge the blocks in order. `x` says where the pilots are.
+// One thread for each group and channel: merge the blocks in order. The pilots are read from `x`.
 __global__ void merge_moments(const float* x, const double* partial, float* mean, float* var, float* rstd, int rows,
                               int groups, int blocks, int channels, float eps) {
   const int i = blockIdx.x * 256 + threadIdx.x, plane = groups * blocks * channels;

@@ -1,4 +1,4 @@
-// Convolution and its data gradient in float32, as one implicit matrix product (window.cuh says which).
+// Convolution and its data gradient in float32, as one implicit matrix product (window.cuh explains it).
 //
 //     y[pixel, o] = sum_k window[pixel, k] weights[k, o]
 //
@@ -11,8 +11,8 @@
 // grows with DEPTH + k / DEPTH rather than with k. The order is fixed: every run gives the same bits.
 //
 // CHANNELS is 16, 32 or 64, whichever wastes least; any number of channels works, and any number of pixels.
-// Given moments of x, batch norm and ReLU are applied to what is read, on the way into shared memory: the activated
-// tensor never exists.
+// If moments of x are given, batch norm and ReLU are applied to each value of x on its way into shared memory: the
+// activated tensor never exists.
 
 constexpr int DEPTH = 16;
 

@@ -1,7 +1,7 @@
-// Convolution and its data gradient on the tensor cores: conv.cu's product with operands rounded to TF32 or to
-// bfloat16, and sums in float32. Tensors in memory stay float32; they are rounded on the way to shared memory.
+// Convolution and its data gradient on the tensor cores: the product of conv.cu with operands rounded to TF32 or to
+// bfloat16, and sums in float32. Tensors in memory stay float32; their values are rounded on the way to shared memory.
 //
-// A warp takes 16 of the block's 128 pixels and all its CHANNELS; tensor_core.cuh has their product.
+// A warp takes 16 of the block's 128 pixels and all of the block's CHANNELS; tensor_core.cuh has the warp's product.
 
 constexpr int PIXELS = 16 * WARPS;
 
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(THREADS)
     }
 }
 
-// The weight gradient, as in conv_weight_gradient.cu: rows are k, and the sum runs along pixels.
+// The weight gradient, as in conv_weight_gradient.cu: a row is a k of the window matrix, and the sum runs over pixels.
 template <int CHANNELS, bool BF16>
 __global__ void __launch_bounds__(THREADS)
     conv_weight_gradient_tensor_core(const float* x, const float* dy, float* partial, int images,
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(THREADS)
 
   __shared__ unsigned window[ROWS][PITCH];
   __shared__ unsigned gradient[CHANNELS][PITCH];
-  const int my_row = first_row + t % ROWS;  // the row this thread fetches, in every step
+  const int my_row = first_row + t % ROWS;  // the row that this thread fetches in every step
   const Depth my_k = locate_depth(my_row, channels, kernel_size);
 
   float acc[CHANNELS / 8][4] = {};

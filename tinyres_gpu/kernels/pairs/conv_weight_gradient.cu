@@ -3,10 +3,10 @@
 //     dw[k, o] = sum_pixels window[pixel, k] dy[pixel, o]
 //
 // The sum runs over every pixel of the mini-batch and the result is small, so there would be too few tiles to
-// fill a GPU: the pixels are split into runs of `pixels_per_split`, each block adds up one run, and
-// `sum_weight_gradients` adds the runs in order. No atomic addition, so the same bits every time.
+// fill a GPU. So the pixels are split into runs of `pixels_per_split`, each block adds up one run, and
+// `sum_weight_gradients` adds the runs in order. There is no atomic addition, so the bits are the same every time.
 
-constexpr int RUN = 16;  // pixels a step; also the inner block of the sums, see conv.cu
+constexpr int RUN = 16;  // pixels in a step; their products are summed by themselves first, see conv.cu
 
 template <int CHANNELS>
 __global__ void __launch_bounds__(THREADS)
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(THREADS)
     }
 }
 
-// One thread a weight: add its partial sums in order and write it where the parameter has it, (C_out, C_in, k, k).
+// One thread for each weight: add its partial sums in order, and write the total to its place in (C_out, C_in, k, k).
 __global__ void sum_weight_gradients(const float* partial, float* dw, int splits, int channels, int out_channels,
                                      int kernel_size) {
   const int depth = kernel_size * kernel_size * channels, size = depth * out_channels;

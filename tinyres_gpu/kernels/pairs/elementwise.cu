@@ -1,4 +1,4 @@
-// One thread a number: the ReLU, option A's subsampling, and the merges of Fig. 2.
+// One thread for each number: the ReLU, option A's subsampling, and the merges of Fig. 2.
 
 __global__ void relu(const float* x, float* y, int size) {
   const int i = blockIdx.x * 256 + threadIdx.x;
@@ -49,7 +49,8 @@ __global__ void masked(const float* dy, const bool* mask, float* ds, int size) {
   if (i < size) ds[i] = mask[i] ? dy[i] : 0;
 }
 
-// ---- The gates: a is W_g * s before its bias, g = sigmoid(a + b). EXCLUSIVE: y = (1 - g) s + g F, else with F whole.
+// ---- The gates: a is W_g * s without its bias, g = sigmoid(a + b). EXCLUSIVE: y = (1 - g) s + g F; shortcut-only
+// gates: y = (1 - g) s + F.
 template <bool EXCLUSIVE>
 __global__ void gated_sum(const float* s, const float* f, const float* a, const float* bias, float* g, float* y,
                           int channels, int size) {
@@ -58,7 +59,7 @@ __global__ void gated_sum(const float* s, const float* f, const float* a, const 
   g[i] = 1 / (1 + expf(-(a[i] + bias[i % channels])));
   y[i] = (1 - g[i]) * s[i] + (EXCLUSIVE ? g[i] * f[i] : f[i]);
 }
-// ds here is the direct part; what reaches s through the gate comes from da, by the convolution's backward.
+// ds is the direct part of the gradient at s. The part through the gate comes from da, by the convolution's backward.
 template <bool EXCLUSIVE>
 __global__ void gated_sum_gradient(const float* s, const float* f, const float* g, const float* dy, float* ds,
                                    float* df, float* da, int size) {

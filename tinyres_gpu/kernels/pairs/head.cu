@@ -1,5 +1,5 @@
-// The end of a network: global average pooling, the linear layer, softmax and cross-entropy. All of it is tiny
-// beside one convolution, so each kernel is the formula, one thread an output, sums in a fixed order.
+// The end of a network: global average pooling, the linear layer, softmax and cross-entropy. All of this is tiny
+// beside one convolution, so each kernel is just the formula: one thread for each output, sums in a fixed order.
 
 // ---- Pooling: x is (N, pixels, C), y is (N, C).
 __global__ void average_pool(const float* x, float* y, int pixels, int channels, int size) {
@@ -12,7 +12,7 @@ __global__ void average_pool_gradient(const float* dy, float* dx, int pixels, in
   if (i < size) dx[i] = dy[i / (pixels * channels) * channels + i % channels] / pixels;
 }
 
-// ---- A matrix product for small matrices, any of which may be transposed through its two steps:
+// ---- A product of two small matrices. Each matrix has two steps, by which it may be read transposed:
 // c[i, j] = sum_k a[i a_row + k a_k] b[k b_k + j b_column]  (+ bias[j])
 __global__ void small_product(const float* a, const float* b, const float* bias, float* c, int depth, int columns,
                               int a_row, int a_k, int b_k, int b_column, int size) {
@@ -29,7 +29,7 @@ __global__ void small_product(const float* a, const float* b, const float* bias,
   c[i] = bias ? total + bias[i % columns] : total;
 }
 
-// ---- Softmax and cross-entropy, one thread an image. The largest logit is subtracted first, so exp is at most 1.
+// ---- Softmax and cross-entropy, one thread for each image. The largest logit is subtracted first: exp is at most 1.
 __global__ void softmax_cross_entropy(const float* logits, const long long* labels, float* p, float* losses,
                                       int classes, int images) {
   const int n = blockIdx.x * 256 + threadIdx.x;
@@ -48,8 +48,8 @@ __global__ void softmax_cross_entropy_gradient(const float* p, const long long* 
   if (i < size) dlogits[i] = dloss * (p[i] - (i % classes == labels[i / classes] ? 1.f : 0.f));
 }
 
-// ---- Add rows of numbers in order, `rows_per_run` at a time: the losses of a mini-batch, a bias' gradient.
-// rows is (rows, columns), sums (runs, columns); the last run may be shorter.
+// ---- Add rows of numbers in order, `rows_per_run` at a time: the losses of a mini-batch, a bias's gradient.
+// values is (rows, columns), sums is (runs, columns); the last run may be shorter.
 __global__ void sum_rows(const float* values, float* sums, int rows, int rows_per_run, int columns, int size) {
   const int i = blockIdx.x * 256 + threadIdx.x;
   if (i >= size) return;

@@ -1,11 +1,11 @@
 // Momentum and weight decay for all parameters in one launch.
 //
-// A network has hundreds of parameters, most of them tiny: a launch each would cost more than the arithmetic.
-// Instead a table says where each parameter lies, and the blocks are dealt out over all of them: block i works on
+// A network has hundreds of parameters, most of them tiny: a launch for each would cost more than the arithmetic.
+// Instead a table says where each parameter lies, and the blocks are distributed over all parameters: block i works on
 // parameter tensor_of_block[i] from element first_of_block[i] on. The learning rate is read from memory, so that
-// a recorded launch can be replayed when it has changed. The two forms are those of tinyres/optim.py.
+// a recorded launch can be replayed with another rate. The two forms of momentum are those of tinyres/optim.py.
 
-constexpr int ELEMENTS = 1024;  // a block, four a thread
+constexpr int ELEMENTS = 1024;  // of a block, four for each thread
 
 struct Tensor {
   float* w;

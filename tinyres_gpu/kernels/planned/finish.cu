@@ -1,6 +1,6 @@
-// Launches that finish what others left behind: see finish.cuh.
+// Launches that finish the partial results of other launches: see finish.cuh.
 
-constexpr int ACROSS = 16;  // channels of a block; every network here has multiples of that
+constexpr int ACROSS = 16;  // channels of a block; the number of channels of every network here is a multiple of 16
 
 __global__ void __launch_bounds__(THREADS) finish_moments(const MomentsToFinish* of, const float2* partial) {
   __shared__ double shared[THREADS];
@@ -12,7 +12,8 @@ __global__ void __launch_bounds__(THREADS) finish_sums(const SumsToFinish* of, c
   finish(*of, partial, blockIdx.x * ACROSS, ACROSS, shared);
 }
 
-// Weight gradients, many parameters in one launch: block i has ELEMENTS numbers of sum sum_of_block[i].
+// Add up the splits of weight gradients, many parameters in one launch: block i computes ELEMENTS numbers of
+// sums[sum_of_block[i]], from number first_of_block[i] on.
 constexpr int ELEMENTS = 1024;
 
 struct SplitSum {

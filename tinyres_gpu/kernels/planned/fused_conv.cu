@@ -1,8 +1,8 @@
 // A convolution with everything around it: y = conv(relu(bn(x)), w) + shortcut, and the moments of y.
 //
-// Batch norm and ReLU are applied while x is read, the shortcut is added before y is written, and the tile's share
-// of the next batch norm's moments is found while y is at hand: mean, and sum of squared deviations from it, in two
-// passes over the tile in shared memory. finish.cuh merges the tiles.
+// Batch norm and ReLU are applied while x is read, and the shortcut is added before y is written. The tile's share of
+// the next batch norm's moments is found while y is at hand: the tile's mean, and the sum of squared deviations from
+// this mean, in two passes over the tile in shared memory. finish.cuh merges the tiles.
 
 template <int CHANNELS, class Arithmetic>
 __global__ void __launch_bounds__(THREADS, AT_ONCE<CHANNELS>)
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(THREADS, AT_ONCE<CHANNELS>)
   if (adds) added.from.at_channel(tile.group * shortcut_channels + c);
   float4 sum = {0, 0, 0, 0}, m2 = {0, 0, 0, 0};
   for (int first = t / QUADS; first < count; first += 2 * STEP) {
-    Activated::Raw raw[2];  // of two pixels before either is waited for
+    Activated::Raw raw[2];  // two pixels are fetched before the thread waits for either
 #pragma unroll
     for (int i = 0; i < 2; i++)
       if (adds && first + i * STEP < count)

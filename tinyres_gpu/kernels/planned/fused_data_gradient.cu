@@ -2,12 +2,12 @@
 // turns the gradient at its output y into the gradient dz behind that batch norm, and the two sums that go with it:
 //
 //     dy  = base + a dz' + b (y - mean) + c      on the way in, see operands.cuh (dz' is behind y's batch norm)
-//     da  = conv's gradient of dy (+ `added`)    what else reads the same activation: the shortcut's gradient
+//     da  = conv's gradient of dy (+ `added`)    the gradient of the shortcut, which reads the same activation
 //     dz  = da where bn(t) > 0                   on the way out, see tile_sums.cuh
 //
-// `kept` gets dy itself, where the next unit's shortcut or the weight gradient wants it as one tensor: each value is
-// read by many blocks, and written by the one that finds it under the middle of the window. Without a norm the
-// launch is the plain data gradient: a projection's, which is `added` by the one that follows it.
+// If the next unit's shortcut or the weight gradient needs dy as one tensor, dy is written to `kept`: many blocks read
+// each value, and the block that reads it at the middle tap of the window writes it. Without a norm the launch is the
+// plain data gradient, that of a projection; the launch that follows takes it as `added`.
 
 template <int CHANNELS, class Arithmetic>
 __global__ void __launch_bounds__(THREADS, AT_ONCE<CHANNELS>)

@@ -1,14 +1,15 @@
-// Both gradients of a convolution in one launch: what fused_data_gradient.cu and fused_weight_gradient.cu leave
-// behind, from one reading of what they both read. With the gradient dy at the convolution's output,
+// Both gradients of a convolution in one launch: the results of fused_data_gradient.cu and fused_weight_gradient.cu,
+// where the tensors that both of them need are read only once. With the gradient dy at the convolution's output,
 //
 //     da[p] = sum_tap w[tap] dy[p - tap]             dw[tap] = sum_p a[p]^T dy[p - tap]
 //
-// and either wants the same rows of dy for pixel p and a tap: once along the row, once across. What else there is to
-// read, the tensor t before the activation, the mask of the data gradient needs anyway.
+// and both need the same rows of dy for pixel p and a tap: the data gradient reads along a row, the weight gradient
+// across the rows. The weight gradient also needs the tensor t before the activation, which is read anyway for the mask
+// of the data gradient.
 //
 // A block goes through the tiles of its split of the pixels, one after the other, and keeps its sums of dw in registers
-// meanwhile; the sums for batch norm's backward are the split's, too, and `sums` is (groups, splits, channels). The
-// products are of bfloat16; DEPTH times CHUNKS are all of the convolution's output channels.
+// meanwhile. The sums for batch norm's backward are also those of a split: `sums` is (groups, splits, channels). The
+// operands of the products are bfloat16. DEPTH times CHUNKS is the number of the convolution's output channels.
 
 template <int CHANNELS, int DEPTH, int CHUNKS, int KERNEL>
 __global__ void __launch_bounds__(THREADS, 2)

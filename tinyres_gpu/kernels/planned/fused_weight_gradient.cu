@@ -1,11 +1,11 @@
-// The weight gradient of a convolution that read relu(bn(x)): that activation is computed once more while x is read,
-// and so is dy from what it is made of (operands.cuh).
+// The weight gradient of a convolution that read relu(bn(x)). This activation is computed once more while x is read,
+// and dy is computed from the tensors that it is made of while they are read (operands.cuh).
 //
 //     dw[k, o] = sum_pixels window[pixel, k] dy[pixel, o]
 //
-// As in conv_weight_gradient.cu the pixels are split over blocks, which write partial sums; no split straddles two
-// groups, so that a thread needs the moments of one. Rows k and channels o stay with a thread through the whole
-// launch. partial is (groups x splits, k, k, C_in, C_out), and finish.cu adds it up.
+// As in conv_weight_gradient.cu the pixels are split over blocks, which write partial sums. No split lies in two
+// groups, so that a thread needs the moments of only one group. A thread reads the same rows k and channels o through
+// the whole launch. partial is (groups x splits, k, k, C_in, C_out), and finish.cu adds the splits up.
 
 template <int CHANNELS, class Arithmetic>
 __global__ void __launch_bounds__(THREADS, 2)

@@ -1,5 +1,5 @@
-// The beginning of a planned step: which iteration it is, and its mini-batch. Whatever changes from iteration to
-// iteration lies in the GPU's memory, so that the very same launches serve all of them.
+// The beginning of a planned step: it counts the iteration and makes the mini-batch. Everything that changes from
+// iteration to iteration lies in the GPU's memory, so that the very same launches serve all iterations.
 
 __global__ void next_iteration(int* position, const float* rates, float* learning_rate) {
   if (threadIdx.x != 0) return;
@@ -7,10 +7,10 @@ __global__ void next_iteration(int* position, const float* rates, float* learnin
   *learning_rate = rates[*position];
 }
 
-// Mini-batch `*position` from the data set of bytes: image `places[...]`, cropped by its offset into the image padded
-// by four zeros, turned round if `flip`, and normalised: tinyres/data/augmentation.py, the same bits. A crop is
-// packed as top + 16 left + 256 flip. Zeros are padded before normalising or after it, as the recipe wants.
-// The data set is (images, 3, H, W); the mini-batch (N, H, W, 4), its fourth channel zero. A thread a pixel.
+// Make mini-batch `*position` from the data set of bytes: image `places[...]` is padded by four zeros on each side,
+// cropped, mirrored if `flip`, and normalised, with the same bits as in tinyres/data/augmentation.py. A crop is packed
+// as top + 16 left + 256 flip. Zeros are padded before normalising or after it, as the recipe says. The data set is
+// (images, 3, H, W); the mini-batch is (N, H, W, 4), and its fourth channel is zero. One thread for each pixel.
 __global__ void augment(const unsigned char* dataset, const long long* dataset_labels, const float* mean,
                         const float* std, const int* places, const int* crops, const int* position, float* batch,
                         int* labels, int images, int images_of_row, int height, int width, int mean_per_pixel,

@@ -1,6 +1,6 @@
-// The end of an original unit, Fig. 4(a): x' = relu(bn(t) + s), with s the unit's input, every other pixel of it
-// (option A), or a batch norm of its projection (option B). A pass of its own: t's moments are not known before t
-// is complete, and x' is read three times.
+// The end of an original unit, Fig. 4(a): x' = relu(bn(t) + s). Here s is the unit's input, every second row and column
+// of it (option A), or the batch norm of its projection (option B). This is a launch of its own, because the moments of
+// t are not known before t is complete, and x' is read three times.
 __global__ void join(const Stored* t, const float4* norm, const Stored* shortcut, const float4* shortcut_norm,
                      int shortcut_channels, int shortcut_stride, int rectified, Stored* y, int format,
                      int images_per_group, int height, int width, int channels, int quads) {
@@ -18,7 +18,8 @@ __global__ void join(const Stored* t, const float4* norm, const Stored* shortcut
   store(y, i * 4, format, relu(f + s));
 }
 
-// The two sums of a second batch norm that gets the same gradient dz: the projection's, in a unit with option B.
+// The two backward sums of a second batch norm that gets the same gradient dz: that of the projection, in a unit with
+// option B.
 template <int CHANNELS>
 __global__ void __launch_bounds__(THREADS, 2)
     projection_sums(const Stored* dz, int dz_format, const Stored* t, int t_format, const float4* norm,

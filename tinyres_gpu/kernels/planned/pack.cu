@@ -1,9 +1,9 @@
-// Weights as the tensor cores want them, of all convolutions in one launch: once for the way forward and once for the
-// way back, so that no block has to round and arrange what another one has rounded before.
+// The weights of all convolutions, rounded and arranged for the tensor cores in one launch: once for the forward pass
+// and once for the backward pass. So no block has to round and arrange weights that another block also needs.
 //
 // ptx.cuh says which words of b a lane holds: of column lane / 4, words lane % 4 and lane % 4 + 4 of eight along the
-// sum. Here they lie side by side, a pair for each lane, as (taps, steps of 8 words, blocks of 8 columns, 32 lanes).
-// Forward the sum runs over C_in and columns are C_out; backward it is the other way round.
+// sum. Here these words lie side by side, a pair for each lane, as (taps, steps of 8 words, blocks of 8 columns, 32
+// lanes). Forward the sum runs over C_in and the columns are C_out; backward it is the other way round.
 
 constexpr int ELEMENTS = 1024;
 

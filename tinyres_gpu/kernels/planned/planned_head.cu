@@ -1,6 +1,6 @@
-// The end of a planned step: pooling of the last activation, classifier and loss, and the way back to that activation.
+// The head of a planned step: pooling of the last activation, classifier and loss, and the gradient at that activation.
 
-// y[n, c] = the mean over pixels of relu(bn(x)), a thread for four channels of an image.
+// y[n, c] = the mean over pixels of relu(bn(x)); one thread for four channels of an image.
 __global__ void pool(const Stored* x, int format, const float4* norm, float* y, int images_per_group, int pixels,
                      int channels, int quads) {
   const int i = blockIdx.x * THREADS + threadIdx.x;
@@ -28,8 +28,9 @@ __device__ __forceinline__ float dot(const float* a, const float* b, int count, 
   return total;
 }
 
-// A block an image: logits, softmax, loss, whether the largest logit is the label's, and back to the pooled
-// features. `share` is 1 / mini-batch: the gradient is that of the mean loss. The largest logit is subtracted first.
+// One block for each image: logits, softmax, loss, whether the largest logit is not the label's, and the gradient at
+// the pooled features. `share` is 1 / mini-batch: the gradient is that of the mean loss. The largest logit is
+// subtracted first.
 __global__ void __launch_bounds__(THREADS, 2)
     classify(const float* pooled, const float* w, const float* b, const int* labels, float* dlogits, float* dpooled,
              float2* loss_and_error, int classes, int channels, float share) {
@@ -55,8 +56,8 @@ __global__ void __launch_bounds__(THREADS, 2)
   if (threadIdx.x == 0) loss_and_error[image] = {log_sum - (own - largest), best == label ? 0.f : 1.f};
 }
 
-// A thread a number: the linear layer's gradients, and the mini-batch's summed loss and errors, which go to the
-// iteration's place in `results` (iterations, 2).
+// One thread for each number: the linear layer's gradients, and the mini-batch's summed loss and errors, which go to
+// the iteration's place in `results` (iterations, 2).
 __global__ void linear_gradient(const float* pooled, const float* dlogits, const float2* loss_and_error, float* dw,
                                 float* db, double* results, const int* position, int images, int classes,
                                 int channels) {
@@ -76,7 +77,7 @@ __global__ void linear_gradient(const float* pooled, const float* dlogits, const
   }
 }
 
-// The pooled features' gradient goes to all pixels alike, through the last ReLU: see pass_gate.
+// Each pixel gets the same share of the pooled features' gradient, which then passes the last ReLU: see pass_gate.
 template <int CHANNELS>
 __global__ void __launch_bounds__(THREADS, 2)
     pool_gradient(const float* dpooled, const Stored* t, const float4* norm, const Stored* gate, int t_format,
