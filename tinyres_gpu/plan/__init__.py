@@ -8,5 +8,5 @@
 - `layout`, `storage`: how parameters lie on the GPU, and in which format tensors are stored
 - `program`: a plan on a device, run launch by launch; `graph`: the same, replayed as a CUDA graph
 - `schedule`: the values that change from iteration to iteration; `step`: the training step of the backend
-- `price`: what a plan costs by the roofline, beside the step that composes pairs
+- `price`: the costs of a plan by the roofline, and those of the composed step
 """

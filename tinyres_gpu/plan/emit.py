@@ -79,7 +79,7 @@ class Shortcut(NamedTuple):
 
 
 class Arriving(NamedTuple):
-    """The gradient at a tensor: base + a dz + b (y - mean) + c, either part of which may be missing."""
+    """The gradient at a tensor: base + a dz + b (y - mean) + c; base or all other terms may be missing."""
 
     base: Buffer | None = None
     dz: Buffer | None = None

@@ -96,12 +96,12 @@ Argument: TypeAlias = Access | Table | Deal | int | float | None
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel, and what it costs.
+    """One launch of a kernel, and its costs.
 
     Attributes
     ----------
     kernel : str
-        A name of `tinyres_gpu.kernels.common.loader.KERNELS`.
+        A name of `tinyres_gpu.kernels.common.sources.KERNELS`.
     kind : str
         What the launch is for, in words; prices are added up for each kind.
     grid : tuple of int

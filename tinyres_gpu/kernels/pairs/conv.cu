@@ -10,7 +10,7 @@
 // Sums are blocked: a step's products are added up by themselves and then to the total, so the rounding error
 // grows with DEPTH + k / DEPTH rather than with k. The order is fixed: every run gives the same bits.
 //
-// CHANNELS is 16, 32 or 64, whichever wastes least; any number of channels works, and any number of pixels.
+// CHANNELS is 16, 32 or 64, chosen so that little is wasted; any number of channels works, and any number of pixels.
 // If moments of x are given, batch norm and ReLU are applied to each value of x on its way into shared memory: the
 // activated tensor never exists.
 
