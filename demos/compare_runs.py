@@ -26,13 +26,13 @@ from tinyres.training.report import draw_curves
 from tinyres.training.run_folder import Row, read_table
 
 CLASSES = {"cifar100": 100}  # 10 elsewhere
-SILENT = ("blas", "data_dir", "eval_every", "checkpoint_every")  # ways to run that are no reason to compare
+SILENT = ("blas", "data_dir", "eval_every", "checkpoint_every")  # settings that are not compared
 HEADER = ("run", "seed", "parameters", "iterations", "last error, %", "best, %")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run's folder, read."""
+    """One run, as read from its folder."""
 
     folder: Path
     config: Config
@@ -58,30 +58,30 @@ class Run:
 
     @property
     def errors(self) -> list[float]:
-        """The errors measured, in per cent."""
+        """The errors that were measured, in per cent."""
         return [row["test_error"] for row in self.rows if row["test_error"] is not None]
 
     @property
     def iterations(self) -> int:
-        """How far it came."""
+        """The number of iterations that the run has done."""
         return int(self.rows[-1]["iteration"] or 0) if self.rows else 0
 
     @property
     def over(self) -> bool:
-        """Whether it came to its end."""
+        """Whether the run is over."""
         return self.iterations == self.config.iterations and bool(self.errors)
 
 
 def name_runs(runs: list[Run]) -> dict[str, list[Run]]:
-    """Group the runs that differ only in the seed, and name each group by what sets it apart.
+    """Group the runs that differ only in the seed, and name each group by the settings that differ.
 
-    If the seed is all that differs, it is what sets them apart; one run alone has its usual name.
+    If all runs differ only in the seed, each is named by its seed. A single run has its usual name.
     """
     if len(runs) == 1:
         return {runs[0].config.name: runs}
     all_settings = [run.settings for run in runs]
     names = [name for name in all_settings[0] if len({str(each[name]) for each in all_settings}) > 1]
-    if "recipe" in names:  # another recipe: its name says it all
+    if "recipe" in names:  # the name of another recipe says enough
         names = [name for name in names if name in Config.__dataclass_fields__]
     groups: dict[str, list[Run]] = {}
     for run, settings in zip(runs, all_settings, strict=True):
@@ -99,7 +99,7 @@ def describe_run(name: str, run: Run) -> tuple[str, ...]:
 
 
 def describe_seeds(name: str, runs: list[Run]) -> str:
-    """Return the statistics of runs that differ only in the seed; nothing if there are no two to compare."""
+    """Return the statistics of runs that differ only in the seed; an empty string for fewer than two."""
     errors = [run.errors[-1] for run in runs if run.over]
     if len(errors) < 2:
         return ""

@@ -69,7 +69,7 @@ def signal_error(recording: Recording) -> float:
 
 
 def gradient_error(recording: Recording) -> float:
-    """Return the worst |g - d - w| / |g| over all units, w with the shortcut cut in one unit at a time."""
+    """Return the worst |g - d - w| / |g| over all units; w is computed with one shortcut cut at a time."""
     worst = 0.0
     for span in recording.stages():
         for split, weight in zip(split_gradient(recording, *span), weight_terms(recording, *span), strict=True):
@@ -79,7 +79,7 @@ def gradient_error(recording: Recording) -> float:
 
 
 def measure_net(lab: Lab, name: str) -> list[Row]:
-    """Open one net and collect its numbers."""
+    """Record one net and collect its numbers."""
     unit, options, gate_bias = NETS[name]
     network = lab.network(unit, options)
     state = lab.start(network, gate_bias)

@@ -2,9 +2,9 @@
 
     python demos/identity_vs_scaled.py
 
-The first stage of ResNet-110 has 18 units. At each unit the gradient is split into two parts: what came through
-shortcuts alone, and what came through weight layers. Identity shortcuts hand the first part on whole, whatever
-the weights do. Shortcuts scaled by 0.5 halve it in every unit, 18 times.
+The first stage of ResNet-110 has 18 units. At each unit the gradient is split into the part that came through
+shortcuts alone and the part that came through weight layers. Through identity shortcuts the first part arrives
+whole, for any weights. If every shortcut is scaled by 0.5, the first part is halved 18 times.
 """
 
 import sys
@@ -26,7 +26,7 @@ SCALES = (1.0, 0.9, 0.5)
 
 
 def shortcut_share(scale: float) -> list[float]:
-    """Return |d_l| / |g_L| for l = 0, ..., 17: what shortcuts alone carry back over the gradient at the end."""
+    """Return |d_l| / |g_L|, l = 0, ..., 17: the gradient through shortcuts over that at the stage's end."""
     rng = np.random.default_rng(0)
     images, labels = rng.standard_normal((2, 3, 32, 32)), rng.integers(0, 10, 2)
     network = build_network(110, shortcut="scaling", shortcut_scale=scale)  # x_{l+1} = scale x_l + F(x_l)

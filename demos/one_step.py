@@ -1,8 +1,8 @@
-"""A residual network forward, backward and updated, again and again: every call is a function of the book.
+"""Ten training steps of a residual network: forward, backward, update. Each call is a function of the book.
 
     python demos/one_step.py
 
-Eight images of noise with labels are learned by heart by a ResNet-8 of full pre-activation units (Fig. 4(e)).
+A ResNet-8 of full pre-activation units (Fig. 4(e)) learns the labels of eight images of noise by heart.
 """
 
 import sys

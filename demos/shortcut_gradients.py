@@ -71,11 +71,11 @@ FACTORS = {
     "1x1 convolution": "a matrix: no prediction",
     "dropout": "factor $\\sqrt{0.5}$ on a norm",
 }
-LOWEST, HIGHEST = 1e-7, 1e8  # what the picture shows
+LOWEST, HIGHEST = 1e-7, 1e8  # the range that the picture shows
 
 
 def train(lab: Lab, network: Network, state: dict[str, Array], bar: Any) -> dict[str, Array] | None:
-    """Train a variant for --train iterations; None if it diverged."""
+    """Train a variant for --train iterations; return its state, or None if it diverged."""
     iterations = lab.flags.train
     step = lab.train(network, state, lab.flags.train_batch_size)
     try:
@@ -92,7 +92,7 @@ def train(lab: Lab, network: Network, state: dict[str, Array], bar: Any) -> dict
 
 
 def table(rows: list[tuple[Variant, list[Measurement] | None]], when: str) -> str:
-    """Say, for the first unit of stage 1, what arrived there from the end of the stage."""
+    """Return a table of the gradients that reach the first unit of stage 1 from the end of the stage."""
     lines = [
         f"{when}, from the end of stage 1 back to its first unit:",
         f"{'':38}{'through shortcuts alone':>26}{'whole':>11}{'angle of':>11}",

@@ -52,7 +52,7 @@ def main() -> None:
         for factor in FACTORS:
             recording = lab.record(network, scale_residual_weights(network, state, factor), eps or PAPER.eps)
             start, end = recording.stages()[0]
-            first = start + 1  # what enters the stage's first unit has not been made small
+            first = start + 1  # the input of the stage's first unit has not been made small
             at_start, at_end = norm(recording.units[first].g), norm(recording.units[end - 1].g_next)
             ratios.append(at_start / at_end if at_end else nan)
             rows.append((label, "" if eps is None else f"{eps:g}", factor, at_start, at_end, ratios[-1]))

@@ -1,8 +1,8 @@
-"""The same networks in plain torch.nn, for whoever wants to carry weights to PyTorch and back.
+"""The same networks in plain torch.nn, to carry weights to PyTorch and back.
 
 Nothing in tinyres needs PyTorch; this file does. It is written from the paper, not from tinyres's tables, so
-that the parity tests compare two readings of it. The modules' names make their parameters' names those of a
-tinyres checkpoint. docs/weights.md shows how to use it.
+that the parity tests compare two readings of the paper. The modules are named so that their parameters have the
+same names as in a tinyres checkpoint. docs/weights.md shows how to use it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class GroupedBatchNorm(nn.BatchNorm2d):
 
 
 class Branch(nn.Module):
-    """F: one to three weight layers in the order that the unit's drawing in Fig. 4 gives."""
+    """F: one to three weight layers, in the order of the unit's drawing in Fig. 4."""
 
     def __init__(self, unit: str, widths: list[tuple[int, int, int]], c_in: int, adopts: bool) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class Unit(nn.Module):
         return y if self.after is None else self.after(y)
 
     def merge(self, s: torch.Tensor, f: torch.Tensor) -> torch.Tensor:
-        """Let the two paths meet as Fig. 2 draws it."""
+        """Merge the two paths as Fig. 2 draws it."""
         if self.how == "scaling":
             return self.numbers["shortcut_scale"] * s + self.numbers["residual_scale"] * f
         if self.how == "dropout":
@@ -163,11 +163,11 @@ class ResNet(nn.Module):
     Parameters
     ----------
     network : Network
-        Says depth, block, unit, shortcut, option and classes.
+        Gives depth, block, unit, shortcut, option and classes.
     shortcut_scale, residual_scale, dropout_rate : float
         The numbers of the scaling and dropout shortcuts.
     groups : int
-        Parts of the mini-batch with batch norm statistics of their own.
+        The number of parts of the mini-batch that have their own batch norm statistics.
     """
 
     def __init__(
@@ -225,7 +225,7 @@ def load_state(module: ResNet, state: Mapping[str, np.ndarray]) -> ResNet:
     Parameters
     ----------
     module : ResNet
-        In the dtype of `state`.
+        A module in the dtype of `state`.
     state : mapping of str to array
         From a step's ``state()``, `tinyres.init.initialise`, or a checkpoint; velocities are left out.
 

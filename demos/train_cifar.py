@@ -49,7 +49,7 @@ def build_parser() -> CommandLine:
 
 def _add_flag(parser: Any, field: Field[Any], default: Any, text: str) -> None:
     flag = "--" + field.name.replace("_", "-")
-    # SUPPRESS: only what was asked for shows up, so that a resumed run takes the rest from its config.json.
+    # SUPPRESS: only flags that were given are returned; a resumed run takes the others from its config.json.
     options: dict[str, Any] = {"default": argparse.SUPPRESS}
     options["help"] = " ".join(filter(None, (text, "" if default is None else f"(default: {default})")))
     if isinstance(default, bool):
@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     config = changed(Config())
     out = out or Path("runs") / config.name
-    if resume and (out / "config.json").exists():  # what is not asked for stays as it was
+    if resume and (out / "config.json").exists():  # settings that are not given stay as they were
         config = changed(replace(Config.read(out / "config.json"), blas=blas_kernel()))
     try:
         train(config, out, resume=resume, quiet=quiet)

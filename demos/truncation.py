@@ -34,7 +34,7 @@ def look(lab: Lab, network: Network, state: Mapping[str, Array]) -> list[Truncat
 
 
 def mean_share(units: list[Truncation]) -> float:
-    """Return the share of a whole net's y_l below zero, every unit counting alike."""
+    """Return the share of a whole net's y_l below zero, as the mean over its units."""
     return sum(unit.share for unit in units) / len(units)
 
 

@@ -1,4 +1,4 @@
-"""Which array library an array belongs to: the one door between the textbook source and NumPy or CuPy."""
+"""Find the library that an array belongs to, NumPy or CuPy, so that the textbook code runs on both."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Array: TypeAlias = NDArray[Any]
 
 
 def array_module(x: Array) -> Any:
-    """Return the library that made an array, so that an op can call its functions.
+    """Return the library that made an array, so that a layer can call its functions.
 
-    CuPy is never imported: whoever holds a CuPy array has imported it already.
+    This function never imports CuPy: a caller that holds a CuPy array has imported it already.
 
     Parameters
     ----------

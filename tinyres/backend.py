@@ -1,8 +1,8 @@
 """What a backend is: tables of forward/backward pairs, and a way to make a training step.
 
-A backend may replace any pair by a faster one, but always a whole pair: what a forward function remembers is
-private to it and to its backward function. A backend may also put fused layers in place of layers that stand in
-a row (`Backend.rewrite`), and it may compile a whole training step (`Backend.make_step`). The backend
+A backend may replace any pair by a faster one, but always a whole pair: the cache that a forward function
+returns is private to its own backward function. A backend may also replace consecutive layers by one fused
+layer (`Backend.rewrite`), and it may compile a whole training step (`Backend.make_step`). The backend
 `reference` does neither: it runs the code of this book, layer by layer.
 """
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:  # these files are written in terms of this one
     from tinyres.networks import Network
 
 TENSORS = {"float32": "float32", "tf32": "float32", "bf16": "float32", "float64": "float64"}
-"""The dtype of parameters and signals, by the words of ``--precision``. tf32 and bf16 round the operands of
-convolutions on their way into the multiplier and nothing else. (A planned step on a GPU stores its signals as
-it likes.)"""
+"""The dtype of parameters and signals, for each word of ``--precision``. With tf32 and bf16 a convolution
+rounds its operands on their way into the multiplier, and nothing else is rounded. (A planned step on a GPU
+chooses the format of its signals itself.)"""
 
 STREAM_FORMATS = ("float32", "bf16", "fp16")
-"""What a planned step on a GPU may store the residual stream in, by the words of ``--stream``."""
+"""The formats in which a planned step on a GPU can store the residual stream: the words of ``--stream``."""
 
 PRECISIONS = {
     "reference": ("float32", "float64"),
@@ -40,15 +40,15 @@ PRECISIONS = {
     "cupy": ("float32", "tf32", "bf16", "float64"),
     "cupy-reference": ("float32", "float64"),
 }
-"""The backends by name, and what each can compute in."""
+"""The precisions that each backend can compute in, by the backend's name."""
 
 
 class Pair(NamedTuple):
     """A forward function and the backward function that belongs to it.
 
-    ``forward(*arrays, **options)`` returns its outputs and, last, a cache; ``backward(*d_outputs, cache)``
-    returns the gradients in the order of the forward's differentiable arguments. Neither writes into what it
-    was given, and a gradient may be the very array that came in.
+    ``forward(*arrays, **options)`` returns its outputs and, last, a cache. ``backward(*d_outputs, cache)``
+    returns the gradients in the order of the forward's differentiable arguments. Neither function writes into
+    its arguments. A gradient that is returned may be the same array as a gradient that was passed in.
     """
 
     forward: Callable[..., Any]
@@ -59,7 +59,7 @@ class MiniBatches(Protocol):
     """The mini-batches of a run: mini-batch t is a pure function of t."""
 
     def __call__(self, t: int, share: slice = ...) -> tuple[Array, Array]:
-        """Return images (N, 3, H, W), normalised, and labels (N,) of iteration t, or of a share of them."""
+        """Return normalised images (N, 3, H, W) and labels (N,) of iteration t, or a slice `share` of both."""
         ...
 
     def size(self, t: int) -> int:
@@ -69,16 +69,16 @@ class MiniBatches(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """What a training step is asked to do."""
+    """Everything that a backend has to know to make a training step."""
 
     network: Network
     recipe: Recipe  # groups of batch norm, schedule, momentum, weight decay
     batches: MiniBatches
     state: Mapping[str, Array]  # NumPy arrays, from `initialise` or a checkpoint; the step copies them
-    iterations: int  # the length of the whole run, which the schedule scales with
+    iterations: int  # the length of the whole run; the schedule scales with it
     dtype: DTypeLike = np.float32  # or float64
     seed: int = 0  # of dropout masks
-    replicas: int | None = None  # the most processes to divide the work into; by default one for each core
+    replicas: int | None = None  # at most so many processes share the work; by default one for each core
     kernels: Mapping[str, Any] | None = None  # `Step.kernels` of an earlier step of the same run
     stream_format: str = "float32"  # one of STREAM_FORMATS
 
@@ -86,14 +86,14 @@ class Job:
 class Step(Protocol):
     """A training step: it owns the training state and moves it by one iteration at a time."""
 
-    kind: str = "composed"  # of the backend's pairs; or "planned" as a whole
-    why: str = ""  # why it is composed, where it might have been planned
+    kind: str = "composed"  # runs the backend's pairs, layer by layer; or "planned": compiled as a whole
+    why: str = ""  # the reason for "composed", where this backend makes planned steps
     replicas: int = 1  # the number of processes that it divides its work into
-    tuning: str = ""  # how kernels were chosen, in words
+    tuning: str = ""  # how CUDA kernels were chosen, in words
 
     @property
     def kernels(self) -> Mapping[str, Any]:
-        """What was chosen among kernels that differ in last bits, as JSON has it."""
+        """The kernels that were chosen where several differ in their last bits, in types that JSON has."""
         return {}
 
     def __call__(self, t: int) -> tuple[float, int]:
@@ -101,7 +101,7 @@ class Step(Protocol):
         ...
 
     def infer(self, images: Array) -> Array:
-        """Return the logits (N, classes) of normalised images (N, 3, H, W) at test time, as of now."""
+        """Return the logits (N, classes) of normalised images (N, 3, H, W) at test time, by its state."""
         ...
 
     def state(self) -> dict[str, Array]:
@@ -109,7 +109,7 @@ class Step(Protocol):
         ...
 
     def load(self, state: Mapping[str, Array]) -> None:
-        """Copy a training state in, in place."""
+        """Copy a training state into the arrays of this step."""
         ...
 
     def close(self) -> None:
@@ -119,10 +119,10 @@ class Step(Protocol):
     def outcomes(
         self, first: int, last: int, wants_state: Callable[[int], bool]
     ) -> Iterator[tuple[int, float, int, bool]]:
-        """Run iterations first to last - 1 and yield what came of each.
+        """Run iterations first to last - 1 and yield the results of each.
 
-        A step that works on a GPU by itself overrides this and starts iteration t + 1 before anybody looks at
-        the loss of iteration t, unless ``wants_state(t)`` says that the state after iteration t is needed.
+        A GPU works while the CPU waits. So a step on a GPU overrides this method: it starts iteration t + 1
+        before it returns the loss of iteration t, unless ``wants_state(t)``: the state after t is needed.
 
         Yields
         ------
@@ -131,14 +131,14 @@ class Step(Protocol):
             Summed over the mini-batch.
         errors : int
         still : bool
-            Whether nothing is under way, so that the state is that after iteration t.
+            Whether iteration t + 1 has not started yet, so that `state` is the state after iteration t.
         """
         for t in range(first, last):
             yield t, *self(t), True
 
 
 def layer_by_layer(chain: Chain) -> Chain:
-    """Leave a chain of layers as it is: no fusion."""
+    """Return a chain of layers as it is: no fusion."""
     return chain
 
 
@@ -153,10 +153,10 @@ class Backend:
     step: Callable[[Backend, Job], Step]  # what `make_step` calls
     inference: Callable[..., Callable[[Array], Array]]  # what `make_inference` calls
     rewrite: Callable[[Chain], Chain] = layer_by_layer  # puts fused layers into a chain
-    pairs: str = "textbook"  # whose pairs these are; or "fast" or "kernels"
-    device: str = "CPU"  # or a card with driver and library
-    # Takes a function that returns a `tinyres.training.memory.Need`; returns a context in which running out of
-    # the device's memory is a `UserError` that says what would fit.
+    pairs: str = "textbook"  # the kind of the pairs; or "fast" or "kernels"
+    device: str = "CPU"  # or the name of a card, its driver and its library
+    # Takes a function that returns a `tinyres.training.memory.Need`; returns a context: in it, running out of
+    # the device's memory raises a `UserError` that says which sizes would fit.
     within_memory: Callable[[Callable[[], Any]], AbstractContextManager[Any]] = nullcontext
 
     def make_step(self, job: Job) -> Step:
@@ -166,7 +166,7 @@ class Backend:
     def make_inference(
         self, network: Network, state: Mapping[str, Array], *, eps: float = 1e-5
     ) -> Callable[[Array], Array]:
-        """Return a network at test time: it turns normalised images (N, 3, H, W) into logits (N, classes)."""
+        """Return a function that turns normalised images (N, 3, H, W) into logits (N, classes) at test time."""
         return self.inference(self, network, state, eps=eps)
 
     def to_host(self, x: Any) -> Any:
@@ -181,10 +181,10 @@ def get_backend(name: str, precision: str = "float32") -> Backend:
     Parameters
     ----------
     name : {"reference", "numpy", "cupy", "cupy-reference"}
-        The textbook pairs on NumPy; faster pairs and planned steps on NumPy; our kernels on an NVIDIA GPU,
-        which compute in float64 by the textbook; the textbook pairs there.
+        reference: the textbook pairs on NumPy. numpy: faster pairs and planned steps on NumPy. cupy: our CUDA
+        kernels (in float64, the textbook pairs). cupy-reference: the textbook pairs on an NVIDIA GPU.
     precision : {"float32", "tf32", "bf16", "float64"}
-        What it will be asked to compute in; `TENSORS` has the dtype of its arrays.
+        The precision of the computation; `TENSORS` has the dtype of the arrays.
 
     Returns
     -------
@@ -193,8 +193,7 @@ def get_backend(name: str, precision: str = "float32") -> Backend:
     Raises
     ------
     UserError
-        If there is no such backend, it has no such precision, or it cannot run here; the message says what is
-        missing.
+        If the backend is unknown, lacks the precision, or cannot run here; the message names what is missing.
     """
     if name not in PRECISIONS:
         raise UserError(f"there is no backend {name!r}: choose one of {', '.join(PRECISIONS)}.")

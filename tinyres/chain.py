@@ -1,9 +1,9 @@
-"""Layers in a row: the stem, the branch of a unit, its shortcut, what comes after the addition.
+"""Chains: layers that run one after the other, as in the stem, in a branch F, in a shortcut h, or in f.
 
 A chain is a tuple of layers, plain data. Each kind of layer says which pair of the backend computes it, which
 parameters the pair takes after the signal, and with which options. The forward pass runs one layer after the
-other; the backward pass walks them from the end. A residual unit (`tinyres.units`) is a layer as well, one that
-is made of chains, and so a whole network is one chain.
+other; the backward pass walks them from the end. A residual unit (`tinyres.units`) is itself a layer, made of
+chains. So a whole network is one chain.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ Gradients: TypeAlias = dict[str, Array]
 
 @dataclass(frozen=True)
 class Pass:
-    """What every layer of a forward pass needs besides the signal."""
+    """The things that every layer of a forward pass needs besides its input signal."""
 
     backend: Backend  # whose pairs are called
     params: Mapping[str, Array]  # the parameters by name; at test time the running statistics as well
-    groups: int = 1  # into how many batch norm splits the mini-batch
-    eps: float = 1e-5  # what batch norm adds to the variance
+    groups: int = 1  # the number of groups that batch norm splits the mini-batch into
+    eps: float = 1e-5  # the number that batch norm adds to the variance
     masks: Mapping[str, Array] = field(default_factory=dict)  # of dropout, by the name of the unit
 
 
 class Moments(NamedTuple):
-    """The batch statistics of one batch norm layer, for whoever owns the running ones."""
+    """The batch statistics of one batch norm layer, from which the training step updates the running ones."""
 
     mean: Array  # (groups, C)
     var: Array  # (groups, C), biased
-    values: int  # a group and channel
+    values: int  # how many values each group and channel has
 
 
 class Layer:
     """One layer as data: it says which pair computes it, on which parameters, with which options."""
 
     name: str  # the parameters' names begin with it
-    pair: ClassVar[str]  # its name in the backend's table of layers
+    pair: ClassVar[str]  # the pair's name in the backend's table of layers
 
     @property
     def parameters(self) -> Shapes:
@@ -54,7 +54,7 @@ class Layer:
         return {}
 
     def forward(self, run: Pass, x: Array) -> tuple[Array, dict[str, Moments], Any]:
-        """Compute the output, in training; return it, the moments of batch norm by name, and the cache."""
+        """Compute the output in training; return the output, the moments of batch norm by name, and a cache."""
         values = x.size // (run.groups * x.shape[1])
         arrays = (run.params[name] for name in self.parameters)
         y, *mean_and_var, cache = run.backend.layers[self.pair].forward(x, *arrays, **self.options(run))
@@ -62,13 +62,13 @@ class Layer:
         return y, moments, cache
 
     def backward(self, backend: Backend, dy: Array, cache: Any) -> tuple[Array, Gradients]:
-        """Compute the gradient at the input; return it, and the gradients by the name of the parameter."""
+        """Return the gradient at the input, and the gradients of the parameters by name."""
         gradients = backend.layers[self.pair].backward(dy, cache)
         dx, *d_parameters = gradients if self.parameters else (gradients,)
         return dx, dict(zip(self.parameters, d_parameters, strict=True))
 
     def inference(self, run: Pass, x: Array) -> Array:
-        """Compute the output at test time: for most layers the same as in training."""
+        """Compute the output at test time, as in training unless a layer overrides this method."""
         return self.forward(run, x)[0]
 
 
@@ -94,7 +94,7 @@ class Conv(Layer):
 
 @dataclass(frozen=True)
 class BatchNorm(Layer):
-    """Batch norm: by the moments of the mini-batch in training, by the running ones at test time."""
+    """Batch norm: with the moments of the mini-batch in training, with the running ones at test time."""
 
     name: str
     channels: int
@@ -124,7 +124,7 @@ class ReLU(Layer):
 
 @dataclass(frozen=True)
 class Subsample(Layer):
-    """Option A: every `stride`-th pixel, zero channels appended."""
+    """Option A: take every `stride`-th pixel and append channels of zeros."""
 
     c_in: int
     c_out: int
@@ -213,7 +213,7 @@ def chain_backward(backend: Backend, chain: Chain, dy: Array, caches: list[Any])
 
 
 def chain_inference(run: Pass, chain: Chain, x: Array) -> Array:
-    """Send x through a chain at test time, batch norm using the running statistics in ``run.params``."""
+    """Send x through a chain at test time; batch norm uses the running statistics in ``run.params``."""
     for layer in chain:
         x = layer.inference(run, x)
     return x

@@ -1,4 +1,4 @@
-"""What a user can get wrong, told in one sentence."""
+"""The error for a user's mistakes, with a message of one sentence."""
 
 
 class UserError(ValueError):

@@ -9,12 +9,12 @@ The right side is the backward pass, called once with u. The left side needs the
 
     <u, f(x + h v) - f(x - h v)> / 2h = <u, J v> + O(h^2)
 
-With u and v drawn at random a wrong entry anywhere in dx shows up in the one number, so a check costs a handful
+With u and v drawn at random, a wrong entry anywhere in dx changes this one number, so a check costs a handful
 of forward passes however large x is. (Never take u = 1: the gradient of batch norm under a constant cotangent
 is zero, and broken backwards pass.)
 
-Where f has a kink, as ReLU has at 0, a step across it measures neither slope. Then the quotients at h and at
-h / 2 disagree, and u, v and h are drawn again; how often that happened is counted, reported and bounded.
+Where f has a kink, as ReLU has at 0, a step across the kink measures neither slope. Then the quotients at h and
+at h / 2 disagree, and u, v and h are drawn again. Such redraws are counted, reported and bounded.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class GradientError(AssertionError):
 
 @dataclass(frozen=True)
 class GradientReport:
-    """What a passed check has seen.
+    """The results of a check that passed.
 
     Attributes
     ----------
@@ -87,22 +87,22 @@ def check_gradient(
         ``forward(*arguments, **options)`` returns its outputs and, last, a cache. It has to be deterministic:
         random masks are arguments.
     backward : callable
-        ``backward(*d_outputs, cache)`` returns the gradients, in order, of the arguments in `wrt`; None for one
-        that was None.
+        ``backward(*d_outputs, cache)`` returns the gradients, in order, of the arguments in `wrt`; None for an
+        argument that was None.
     arguments : sequence of float64 arrays, dicts of them, or None
         Where to take the derivative. A dict, nested or not, is differentiated as one argument.
     wrt : sequence of str, optional
         Names, in `forward`'s signature, of the arguments that `backward` returns gradients for; the others are
-        constants (labels, masks). All of them unless given.
+        constants (labels, masks). By default all arguments.
     outputs : sequence of int, optional
-        Which outputs `backward` takes a cotangent for. All of them unless given.
+        Which outputs `backward` takes a cotangent for. By default all outputs.
     options : mapping, optional
         Keyword arguments of `forward`.
     directions : int
         How many random cotangents and directions are tried for each argument.
     step : float
         h: the length of the step along a direction, so that an entry moves by about h / sqrt(entries).
-        Redraws also try shorter and longer ones.
+        Redraws also try shorter and longer steps.
     tolerance : float
         The largest relative error that passes.
     max_redraws : int
@@ -129,9 +129,9 @@ def check_gradient(
     fd is mostly rounding. The error is 0 if all three are 0; a value that is not finite is a failure.
 
     A direction is thrown away if the quotients with h and h / 2 differ by more than a tenth of the tolerance: a
-    kink, strong curvature, or rounding. What is left of the O(h^2) is then a third of that at most. Only the
-    forward pass is asked, so this never excuses a wrong gradient. A kink exactly at x looks the same at h and
-    h / 2: keep x away from kinks. A backward pass that is wrong for some x only needs checks at many x: draw
+    kink, strong curvature, or rounding. The O(h^2) of the second quotient is a third of their difference. Only
+    the forward pass is asked, so this never excuses a wrong gradient. A kink exactly at x looks the same at h
+    and h / 2: keep x away from kinks. A backward pass may be wrong for some x only, so check it at many x: draw
     them with hypothesis.
 
     Examples
@@ -231,7 +231,7 @@ def _slope(
 
 
 def _argument_names(forward: Callable[..., Any], count: int) -> list[str]:
-    """Name the positional arguments as the signature does; those of ``*arrays`` by their number."""
+    """Name the positional arguments as the signature does; name those of ``*arrays`` by their number."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(forward).parameters.values()
     names = [parameter.name for parameter in parameters if parameter.kind in kinds][:count]
@@ -239,7 +239,7 @@ def _argument_names(forward: Callable[..., Any], count: int) -> list[str]:
 
 
 def _by_name(gradients: Any, names: Sequence[str]) -> dict[str, Tree]:
-    """Pair what a backward returned with the arguments; beyond them only None (no residual) may follow."""
+    """Pair the gradients that a backward returned with the arguments; any further gradients must be None."""
     gradients = gradients if isinstance(gradients, tuple) else (gradients,)
     extra = gradients[len(names) :]
     if len(gradients) < len(names) or any(gradient is not None for gradient in extra):
@@ -271,7 +271,7 @@ def _worst_entry(
 ) -> str:
     """Look for the entry that is furthest from its finite difference, and describe it.
 
-    Where there are many, follow the half that disagrees most until one can look at the rest one by one.
+    Where there are many entries, follow the half that disagrees most, until the rest can be checked one by one.
     """
     rng = np.random.default_rng(0)
     dx = _flat(gradient)
@@ -322,7 +322,7 @@ def _map(function: Callable[..., Array], *trees: Tree) -> Tree:
 
 
 def _leaves(tree: Tree, name: str = "") -> Iterator[tuple[str, Array]]:
-    """Yield the arrays of a tree and what to call them, in the order of `_map`."""
+    """Yield the arrays of a tree and their names, in the order of `_map`."""
     if isinstance(tree, Mapping):
         for key in sorted(tree):
             yield from _leaves(tree[key], f"{name}[{key!r}]")

@@ -1,4 +1,4 @@
-"""What a network starts from (He et al. [23]: Delving deep into rectifiers, ICCV 2015)."""
+"""The first values of a network's parameters (He et al. [23]: Delving deep into rectifiers, ICCV 2015)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def initialise(
     """Return the training state before the first iteration.
 
     Convolutions: normal, standard deviation sqrt(2 / (k k C_out)). Batch norm: gamma 1, beta 0, running mean 0,
-    running variance 1. Linear layer: as the recipe says, bias 0. Gates: weights as a convolution's, bias b_g.
+    running variance 1. Linear layer: as the recipe says, bias 0. Gates: weights like a convolution's, bias b_g.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def initialise(
     recipe : Recipe
         Says how the linear layer starts.
     seed : int
-        At least 0; a parameter's numbers depend on the seed and its place in the network alone.
+        At least 0; a parameter's numbers depend only on the seed and on its place in the network.
     gate_bias : float
         b_g of every gate (paper, Section 3.1: 0, -1, ... -10).
     dtype : dtype

@@ -1,8 +1,8 @@
 """Whole networks for CIFAR: stem, three stages of residual units, last activation, pooling, classifier.
 
 The depth counts weight layers on the longest path. With n units a stage it is 6n + 2 for basic units (two 3x3
-convolutions), 9n + 2 for bottlenecks (1x1, 3x3, 1x1) and 3n + 2 for units of a single 3x3 convolution: the
-units, the first convolution, and the linear layer.
+convolutions), 9n + 2 for bottlenecks (1x1, 3x3, 1x1) and 3n + 2 for units of a single 3x3 convolution. The 2
+stands for the first convolution and the linear layer.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ from tinyres.units import FIGURE_4, ResidualUnit, build_unit
 IMAGE_SIZE = 32
 WIDTHS = (16, 32, 64)  # of the 3x3 convolutions in the three stages
 LAYERS_PER_UNIT = {"basic": 2, "bottleneck": 3, "single": 1}
-EXPANSION = {"basic": 1, "bottleneck": 4, "single": 1}  # a unit's output channels over its width
+EXPANSION = {"basic": 1, "bottleneck": 4, "single": 1}  # a unit's output channels divided by its width
 OPTIONS = ("A", "B", "C")
 STRIDES_ON = ("first-1x1", "3x3")
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network as data: chains of layers and units, no numbers learned."""
+    """A network as data: chains of layers and units, without the values of the parameters."""
 
     depth: int
-    block: str  # this and the next three as resolved, never "auto"
+    block: str  # in this and the next three fields "auto" is already resolved
     unit: str
     shortcut: str
     option: str
     classes: int
-    stem: Chain  # what comes before the first unit
+    stem: Chain  # the layers before the first unit
     stages: tuple[tuple[ResidualUnit, ...], ...]
-    last: Chain  # what comes after the last unit
-    channels: int  # what the linear layer sees
+    last: Chain  # the layers between the last unit and the pooling
+    channels: int  # of the linear layer's input
 
     @property
     def units(self) -> tuple[ResidualUnit, ...]:
@@ -71,7 +71,7 @@ class Network:
 
     @property
     def batch_norms(self) -> dict[str, int]:
-        """The number of channels of each batch norm layer, by its name: gamma alone is a weight of one axis."""
+        """The number of channels of each batch norm, by its name. Gamma is the only weight with one axis."""
         gammas = {name: shape for name, shape in self.parameter_shapes.items() if len(shape) == 1}
         return {name[: -len(".weight")]: c for name, (c,) in gammas.items() if name.endswith(".weight")}
 
@@ -84,21 +84,21 @@ class Network:
 def make_inference(
     backend: Backend, network: Network, state: Mapping[str, Array], *, eps: float = 1e-5
 ) -> Callable[[Array], Array]:
-    """Return a network at test time, composed of the backend's pairs: running statistics, no dropout.
+    """Return a function that runs a network at test time, layer by layer: with the running statistics.
 
     Parameters
     ----------
     backend : Backend
     network : Network
     state : mapping of str to array
-        Parameters and running statistics: of NumPy, or of the backend.
+        Parameters and running statistics, as arrays of NumPy or of the backend's library.
     eps : float
-        What batch norm adds to the variance.
+        The number that batch norm adds to the variance.
 
     Returns
     -------
     callable
-        It turns normalised images (N, 3, H, W) into logits (N, classes), both of the backend's library.
+        It turns normalised images (N, 3, H, W) into logits (N, classes), both arrays of the backend's library.
     """
     run = Pass(backend, {name: backend.xp.asarray(array) for name, array in state.items()}, eps=eps)
     return lambda images: chain_inference(run, network.layers, images)
@@ -118,7 +118,7 @@ def build_network(
     stride_on: str = "first-1x1",
     share_with_option_a: bool = True,
 ) -> Network:
-    """Build a CIFAR network from the paper's words.
+    """Build a CIFAR network from the words that the paper uses.
 
     Parameters
     ----------
@@ -203,9 +203,9 @@ def build_network(
         stages.append(tuple(units))
 
     conv1 = Conv("conv1", 3, WIDTHS[0], 3)
-    # Pre-activation leaves the first activation to the first unit; the others have it in the stem.
+    # In pre-activation networks the first unit has the first activation; in the others the stem has it.
     stem: Chain = (conv1,) if "BN" in kind.before_first else (conv1, BatchNorm("bn1", WIDTHS[0]), ReLU())
-    # An activation that would have opened the next unit closes the network.
+    # The activation with which one more unit would begin closes the network.
     last: Chain = tuple(
         BatchNorm("last.bn", channels) if word == "BN" else ReLU() for word in kind.before_first
     )
@@ -213,7 +213,7 @@ def build_network(
 
 
 def _convolutions(block: str, width: int, stride: int, stride_on: str) -> tuple[tuple[int, int, int], ...]:
-    """Return (channels, kernel, stride) of each weight layer of a branch."""
+    """Return (channels, kernel size, stride) of each weight layer of a branch."""
     if block == "bottleneck":
         first, second = (stride, 1) if stride_on == "first-1x1" else (1, stride)
         return (width, 1, first), (width, 3, second), (width * EXPANSION[block], 1, 1)
@@ -221,7 +221,7 @@ def _convolutions(block: str, width: int, stride: int, stride_on: str) -> tuple[
 
 
 def _resolve_depth(depth: int, block: str) -> tuple[str, int]:
-    """Return the block and the number of units a stage, or say which depths there are."""
+    """Return the block and the number of units in a stage, or raise an error that names the nearest depths."""
     _one_of("block", block, ("auto", *LAYERS_PER_UNIT))
     layers = depth - 2
     per_n = {

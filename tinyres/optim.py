@@ -4,11 +4,11 @@ Caffe's form, the paper's framework (g is the gradient plus weight decay times w
 
     v <- mu v + lr g,    w <- w - v
 
-Nesterov's momentum as Torch computes it, the learning rate outside v:
+Nesterov's momentum as Torch computes it, with the learning rate outside v:
 
     v <- mu v + g,       w <- w - lr (g + mu v)
 
-The two differ when the learning rate changes: Caffe's v carries the old rate's steps on.
+A change of the learning rate affects them differently: Caffe's v still holds steps of the old rate's size.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def update(name: str, w: Array, velocity: Array, gradient: Array, learning_rate:
     name : str
         The parameter's name: it says whether weight decay applies.
     w, velocity, gradient : array
-        All of the parameter's shape and dtype; `gradient` is of the mean loss.
+        All have the parameter's shape and dtype; `gradient` is the gradient of the mean loss.
     learning_rate : float
-        This iteration's.
+        The rate of this iteration.
     recipe : Recipe
         Momentum and its form, weight decay and its scope.
     """

@@ -1,23 +1,23 @@
-"""Equations (3) to (8), measured: what reaches a unit through shortcuts, and what through weight layers.
+"""Equations (3) to (8), measured: the gradient that comes through shortcuts and that through weight layers.
 
 Units in a row add up, Eq. (3) used again and again: x_L = x_l + sum F(x_i), Eq. (4); with shortcuts scaled by
 lambda, Eq. (6), x_L = (prod lambda) x_l + sum F^(x_i), Eq. (7). `tinyres.lab.signals` measures these two. Here
 stands what follows for the gradient.
 
-A network is run forward and backward once with every unit open (`record`). Let x_l be the input of unit l, H_l'
-and F_l' the derivatives of its two paths to x_{l+1}, and g_l the gradient of the loss at x_l that the ordinary
-backward pass gives. Over a span of units l, ..., L - 1 the gradient is the sum of two terms,
+A network is run forward and backward once, and all signals inside its units are kept (`record`). Let x_l be the
+input of unit l, H_l' and F_l' the derivatives of its two paths to x_{l+1}, and g_l the gradient of the loss at
+x_l from the ordinary backward pass. Over a span of units l, ..., L - 1 the gradient is the sum of two terms,
 
     g_l = d_l + w_l        direct:  d_L = g_L,  d_l = H_l'^T d_{l+1}                     shortcuts alone
                            weight:  w_l = sum_i H_l'^T ... H_{i-1}'^T F_i'^T g_{i+1}     the rest: Eqs. (5), (8)
 
 With identity shortcuts and f = identity, d_l is g_L itself, the "1 +" of Eq. (5); with shortcuts scaled by
-lambda it is lambda^(L-l) g_L, Eq. (8). Where f is not the identity its derivative belongs to both paths, so the
-sum still holds; what the equations say about d_l is then an approximation, and its error is measured.
+lambda, d_l is lambda^(L-l) g_L, Eq. (8). Where f is not the identity, its derivative belongs to both paths, so
+the sum still holds. The equations' value of d_l is then an approximation; its error is measured.
 
 Units are counted through the whole network from 0, x_L being the output of unit L - 1. A span lies within one
-stage, where all signals have one shape. Where a stage's first unit changes dimensions, x_l is its s, after the
-option; where its two paths share an activation, x_l is that activation's output.
+stage, where all signals have one shape. Where a unit changes dimensions, x_l is its shortcut signal s, behind
+option A, B or C. Where the two paths share an activation, x_l is that activation's output.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tinyres.units import ResidualUnit, UnitCache, UnitSignals
 
 @dataclass(frozen=True)
 class OpenUnit:
-    """One residual unit with all that went through it. Gradients are of the mean loss."""
+    """One residual unit with the signals of one pass through it. Gradients are those of the mean loss."""
 
     unit: ResidualUnit
     stage: int  # 1, 2 or 3
@@ -47,12 +47,12 @@ class OpenUnit:
 
     @property
     def starts_at_s(self) -> bool:
-        """Whether the unit changes dimensions, so that a span can only begin after its option."""
+        """Whether the unit changes dimensions, so that a span can only begin behind its option."""
         return self.signals.a.shape != self.signals.s.shape
 
     @property
     def x(self) -> Array:
-        """x_l, (N, C, H, W): where a span that begins at this unit begins."""
+        """x_l, (N, C, H, W): the signal at which a span starts, if it starts at this unit."""
         return self.signals.s if self.starts_at_s else self.signals.a
 
     @property
@@ -63,7 +63,7 @@ class OpenUnit:
 
 @dataclass(frozen=True)
 class Recording:
-    """A forward and a backward pass, every unit open: what `record` returns."""
+    """A forward and a backward pass with all signals inside the units: the result of `record`."""
 
     run: Pass
     network: Network
@@ -76,7 +76,7 @@ class Recording:
         Raises
         ------
         UserError
-            If there are no such units or they are not of one stage.
+            If there are no such units or they do not belong to one stage.
         """
         if not any(start <= first < end <= stop for start, stop in self.stages()):
             spans = ", ".join(f"{start} <= l < L <= {stop}" for start, stop in self.stages())
@@ -93,12 +93,12 @@ class Recording:
 
 
 def record(run: Pass, network: Network, images: Array, labels: Array) -> Recording:
-    """Run a network forward and backward with every unit open.
+    """Run a network forward and backward, and keep all signals inside its units.
 
     Parameters
     ----------
     run : Pass
-        Backend, parameters, groups, eps, dropout masks. For differences of 1e-10 the parameters are float64.
+        Backend, parameters, groups, eps, dropout masks. To see differences of 1e-10, use float64 parameters.
     network : Network
     images : array, (N, 3, H, W)
         Normalised, in the parameters' dtype.
@@ -107,7 +107,7 @@ def record(run: Pass, network: Network, images: Array, labels: Array) -> Recordi
     Returns
     -------
     Recording
-        It keeps every signal, more than training does.
+        It holds every signal, so it needs more memory than a training step.
     """
     backend = run.backend
     x, _, _ = chain_forward(run, network.stem, images)
@@ -118,7 +118,7 @@ def record(run: Pass, network: Network, images: Array, labels: Array) -> Recordi
             passed.append((unit, stage, inside, cache))
             x = inside.x_next
 
-    head = replace(network, stem=(), stages=()).layers  # what is left: last activation, pooling, classifier
+    head = replace(network, stem=(), stages=()).layers  # the rest: last activation, pooling, classifier
     logits, _, head_cache = chain_forward(run, head, x)
     cross_entropy = backend.layers["softmax_cross_entropy"]
     loss, loss_cache = cross_entropy.forward(logits, labels)
@@ -136,7 +136,7 @@ def record(run: Pass, network: Network, images: Array, labels: Array) -> Recordi
 
 
 def _gradient_at_start(backend: Backend, one: OpenUnit) -> Array:
-    """Return the gradient where a span begins: behind a shared activation, an option."""
+    """Return the gradient where a span begins: behind a shared activation or behind an option."""
     if not one.starts_at_s:
         g, _ = replace(one.unit, before=()).backward(backend, one.g_next, one.cache._replace(before=[]))
         return g
@@ -146,9 +146,9 @@ def _gradient_at_start(backend: Backend, one: OpenUnit) -> Array:
 
 
 def through_shortcut(run: Pass, one: OpenUnit, dx_next: Array) -> Array:
-    """Return H_l'^T dx_next, (N, C, H, W): what reaches x_l if no gradient enters the weight layers.
+    """Return H_l'^T dx_next, (N, C, H, W): the part that reaches x_l if no gradient enters the weight layers.
 
-    h is what the merge makes of its shortcut signal where F = 0, so a gate's own derivative is part of it.
+    h is the merge with F = 0, as a function of the shortcut signal, so its derivative includes a gate's.
     """
     backend, unit = run.backend, one.unit
     dy, _ = chain_backward(backend, unit.after, dx_next, one.cache.after)
@@ -168,7 +168,7 @@ class GradientSplit(NamedTuple):
 
     @property
     def weight(self) -> Array:
-        """w_l: what came through weight layers."""
+        """w_l: the part that came through weight layers."""
         return self.whole - self.direct
 
 
@@ -189,7 +189,7 @@ def split_gradient(recording: Recording, first: int, end: int) -> list[GradientS
     Raises
     ------
     UserError
-        If the span is none.
+        As `Recording.span`.
     """
     units = recording.span(first, end)
     direct = units[-1].g_next

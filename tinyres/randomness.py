@@ -1,13 +1,13 @@
 """Random numbers as a pure function of where they are used.
 
 A generator with a state would make mini-batch t depend on everything drawn before it, on the number of
-processes and on the memory order of the arrays. Here word i of a stream is a hash of its address instead:
+processes and on the memory order of the arrays. Here word i of a sequence is a hash of its address instead:
 
     key  = hash(seed, purpose, unit, iteration)
     word = mix(key + (i + 1) * 0x9E3779B97F4A7C15)        (mod 2^64)
 
 `mix` is the finalizer of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators,
-OOPSLA 2014), so a stream is exactly SplitMix64's output from the state `key`. Resuming a run needs no saved
+OOPSLA 2014), so a sequence is exactly SplitMix64's output from the state `key`. Resuming a run needs no saved
 generator, and NumPy and CuPy give the same bits.
 """
 
@@ -24,7 +24,7 @@ _MASK = (1 << 64) - 1
 
 
 class Purpose(IntEnum):
-    """What a stream of random numbers is for; two purposes never share a stream."""
+    """The use of a sequence of random numbers; two purposes never share a sequence."""
 
     WEIGHTS = 1
     ORDER = 2
@@ -36,18 +36,18 @@ class Purpose(IntEnum):
 
 
 def words(counters: Array, seed: int, purpose: Purpose, *, unit: int = 0, iteration: int = 0) -> Array:
-    """Return the 64 random bits at each counter of one stream.
+    """Return the 64 random bits at each counter of one sequence.
 
     Parameters
     ----------
     counters : array of uint64
-        Places in the stream, any shape; a NumPy or CuPy array.
+        Places in the sequence, any shape; a NumPy or CuPy array.
     seed : int
         The run's seed, at least 0.
     purpose : Purpose
-        What the numbers are for.
+        The use of the numbers.
     unit, iteration : int
-        Which layer or class, and which iteration or epoch, the numbers are for.
+        The layer or class, and the iteration or epoch, that the numbers are used for.
 
     Returns
     -------
@@ -99,7 +99,7 @@ def normal(count: int, seed: int, purpose: Purpose, *, unit: int = 0) -> Array:
 
 
 def _mix_integer(state: int) -> int:
-    """SplitMix64's finalizer on a Python integer, where nothing overflows."""
+    """Apply SplitMix64's finalizer to a Python integer, which cannot overflow."""
     state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
     state = (state ^ (state >> 27)) * 0x94D049BB133111EB & _MASK
     return state ^ (state >> 31)

@@ -1,8 +1,8 @@
-"""How a network is trained: every choice of the paper, of its Torch port, and of ours, by name; the schedule.
+"""Recipes: how a network is trained, with every choice of the paper, of its Torch port, and of ours by name.
 
-Two recipes ship, because the authors published two. ``paper`` is the text of arXiv:1603.05027 with what it
-leaves open chosen by us; ``torch-port`` is the authors' later code, resnet-1k-layers. A field marked (*) in
-the comments is one that the paper does not fix.
+There are two recipes, because the authors published two. ``paper`` follows the text of arXiv:1603.05027; where
+the text leaves a choice open, the choice is ours. ``torch-port`` follows the authors' later code,
+resnet-1k-layers. A comment marks with (*) each field that the paper does not fix.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ class Recipe:
     """One way to train on CIFAR. Times are in iterations, rates per iteration, batch sizes in images."""
 
     name: str
-    iterations: int = PAPER_ITERATIONS  # where a run does not say otherwise
+    iterations: int = PAPER_ITERATIONS  # of a run that gives no other number
     batch_size: int = 128
-    short_last_batch: bool = False  # (*) or an endless stream of permutations
+    short_last_batch: bool = False  # (*) else permutations follow one another without a gap
     learning_rate: float = 0.1
-    drops: tuple[int, ...] = (32_000, 48_000)  # divided by 10 from these on, in 64,000ths of the run
+    drops: tuple[int, ...] = (32_000, 48_000)  # divided by 10 from these iterations on, in 64,000ths of the run
     warm_up: int = 400  # iterations at a tenth of the rate, in 64,000ths of the run
     momentum: float = 0.9
     momentum_form: Literal["caffe", "nesterov"] = "caffe"  # (*)
@@ -38,7 +38,7 @@ class Recipe:
     augmentation: bool = True
 
     def groups(self, batch_size: int) -> int:
-        """Return into how many groups batch norm splits a mini-batch, the paper's GPUs.
+        """Return the number of groups that batch norm splits a mini-batch into, like the paper's GPUs.
 
         Parameters
         ----------
@@ -67,7 +67,7 @@ TORCH_PORT = Recipe(
     name="torch-port",
     iterations=164 * 391,  # epochs of 50,000 images, the last mini-batch short
     short_last_batch=True,
-    # 164 epochs of 391 mini-batches; the drops at epochs 81 and 122, so after 80 and 121 whole ones
+    # 164 epochs of 391 mini-batches; the drops are at epochs 81 and 122, so after 80 and 121 whole epochs
     drops=(80 * PAPER_ITERATIONS // 164, 121 * PAPER_ITERATIONS // 164),
     warm_up=0,
     momentum_form="nesterov",
@@ -83,8 +83,8 @@ RECIPES = {recipe.name: recipe for recipe in (PAPER, TORCH_PORT)}
 def learning_rate(recipe: Recipe, t: int, iterations: int) -> float:
     """Return the learning rate of iteration t, counted from 0.
 
-    Boundaries and warm-up are given for a run of 64,000 iterations and scale with the run's length; a recipe
-    with a warm-up keeps at least one iteration of it.
+    Drops and warm-up are given for a run of 64,000 iterations and scale with the run's length. A recipe with a
+    warm-up has at least one iteration of warm-up.
 
     Parameters
     ----------

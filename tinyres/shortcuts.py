@@ -1,8 +1,8 @@
 """Figure 2: how the shortcut's signal s and the residual F(x) meet in a unit, y = merge(s, F).
 
-`FIGURE_2` is the figure as a table: one line for each drawing, by the names of ``--shortcut``. Under the table
-stands what each line computes, as a forward function and its backward function. All signals are (N, C, H, W).
-In every backward pass dy is the gradient at y, ds the gradient at s, df the gradient at F.
+`FIGURE_2` is the figure as a table: one line for each drawing, named as ``--shortcut`` names it. Below the
+table stand the forward function of each line and its backward function. All signals are (N, C, H, W). In every
+backward pass dy is the gradient at y, ds the gradient at s, df the gradient at F.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tinyres.layers.conv import ConvCache, conv_backward, conv_forward
 class Merge:
     """One drawing of Fig. 2."""
 
-    pair: str  # its name in a backend's table of merges
+    pair: str  # the pair's name in a backend's table of merges
     scaled: bool = False  # takes the numbers lambda and mu
     gated: bool = False  # has the parameters W_g and b_g of a gate
     masked: bool = False  # takes a dropout mask in training
@@ -58,10 +58,10 @@ def identity_backward(dy: Array, cache: None) -> tuple[Array, Array]:
     return dy, dy  # Eq. (5): the "1 +" is this first dy
 
 
-# (b) constant scaling: y = lambda s + mu F, Eq. (6) with a factor on F as well.
+# (b) constant scaling: y = lambda s + mu F, Eq. (6) with a second factor, mu, on F.
 #
-# Backward. ds = lambda dy and df = mu dy: over many units the shortcut's factors multiply, Eq. (8). The plain
-# network is lambda = 0 and mu = 1.
+# Backward. ds = lambda dy and df = mu dy: over many units the factors lambda multiply, Eq. (8). A plain
+# network has lambda = 0 and mu = 1.
 
 
 class ScalingCache(NamedTuple):
@@ -140,7 +140,7 @@ def gate_backward(dg: Array, cache: GateCache) -> tuple[Array, Array, Array]:
 
 # (c) exclusive gating, as in highway networks: y = (1 - g(s)) s + g(s) F.
 #
-# Backward. df = g dy. s acts directly, with the factor 1 - g, and through the gate, with dg = (F - s) dy.
+# Backward. df = g dy. s acts on y directly, with the factor 1 - g, and through the gate, with dg = (F - s) dy.
 
 
 class ExclusiveGatingCache(NamedTuple):
@@ -175,7 +175,7 @@ def exclusive_gating_backward(dy: Array, cache: ExclusiveGatingCache) -> tuple[A
 
 # (d) shortcut-only gating: y = (1 - g(s)) s + F.
 #
-# Backward. df = dy. s acts directly, with the factor 1 - g, and through the gate, with dg = -s dy.
+# Backward. df = dy. s acts on y directly, with the factor 1 - g, and through the gate, with dg = -s dy.
 
 
 class ShortcutOnlyGatingCache(NamedTuple):
@@ -225,7 +225,7 @@ class DropoutCache(NamedTuple):
 
 
 def dropout_forward(s: Array, f: Array, mask: Array) -> tuple[Array, DropoutCache]:
-    """Return mask * s + f; the bool `mask` (N, C, H, W) says which values are kept and is a constant.
+    """Return mask * s + f; the bool `mask` (N, C, H, W) says which values are kept; it is a constant.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""One training iteration, composed of the backend's pairs: the oracle of every faster step.
+"""One training iteration, layer by layer with the backend's pairs; every faster step is tested against it.
 
-Ops are pure; the step alone owns what changes: parameters, running statistics and velocities, allocated once
-and written in place.
+The pairs change no array. The step alone owns the arrays that change: parameters, running statistics and
+velocities, which are allocated once and written in place.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ComposedStep(Step):
     backend : Backend
     job : Job
     why : str
-        Why the step is composed, where a planned one was wanted.
+        The reason why the step is composed, where a planned step was wanted.
     """
 
     def __init__(self, backend: Backend, job: Job, why: str = "") -> None:
@@ -63,7 +63,7 @@ class ComposedStep(Step):
             update(name, self.buffers[name], velocity, gradient, rate, self.job.recipe)
 
     def infer(self, images: Array) -> Array:
-        """Return the logits (N, classes) of normalised images (N, 3, H, W) at test time, as of now."""
+        """Return the logits (N, classes) of normalised images (N, 3, H, W) at test time, by its state."""
         return chain_inference(
             Pass(self.backend, self.buffers, eps=self.job.recipe.eps), self.job.network.layers, images
         )
@@ -73,18 +73,18 @@ class ComposedStep(Step):
         return {name: self.backend.to_host(value) for name, value in self.buffers.items()}
 
     def load(self, state: Mapping[str, Array]) -> None:
-        """Copy a training state in, in place."""
+        """Copy a training state into the arrays of this step."""
         for name, buffer in self.buffers.items():
             buffer[...] = self.backend.xp.asarray(state[name])
 
 
 def reference() -> Backend:
-    """Return the backend `reference`: the textbook's pairs on NumPy arrays, composed."""
+    """Return the backend `reference`: the textbook's pairs on NumPy arrays, layer by layer."""
     return Backend("reference", np, LAYERS, MERGES, step=ComposedStep, inference=make_inference)
 
 
 def update_running_statistics(buffers: Mapping[str, Array], name: str, batch: Moments, momentum: float) -> None:
-    """Fold a mini-batch's moments into the running ones, in place: from group 0, the variance unbiased."""
+    """Move the running moments, in place, towards those of a mini-batch's group 0, with unbiased variance."""
     mean, var = buffers[name + ".running_mean"], buffers[name + ".running_var"]
     unbiased = batch.var[0] * (batch.values / max(1, batch.values - 1))
     mean += momentum * (batch.mean[0] - mean)
@@ -102,7 +102,7 @@ def dropout_masks(network: Network, shape: tuple[int, ...], seed: int, t: int, x
     seed, t : int
         The run's seed and the iteration.
     xp : module
-        Where the masks are made: numpy or cupy.
+        The library that makes the masks: numpy or cupy.
 
     Returns
     -------

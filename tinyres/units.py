@@ -1,8 +1,8 @@
-"""Figure 4: what F is made of, and f; and the residual unit itself, Equations (1), (2) and (5).
+"""Figure 4: the layers of F and of f; and the residual unit itself, Equations (1), (2) and (5).
 
 The figure is a table here. Each line gives, in the figure's own words, the order of a branch of two weight
-layers and what follows the addition. Branches of one and of three weight layers (bottlenecks) follow the same
-rule: what stands before the first, between two, and after the last weight layer stays there.
+layers and the layers after the addition. Branches of one and of three weight layers (bottlenecks) follow the
+same rule: they have the same words before the first, between any two, and after the last weight layer.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class UnitKind(NamedTuple):
 
 
 def _drawing(line: str) -> UnitKind:
-    """Read a line of the table: the branch of two weight layers | what follows the addition."""
+    """Read a line of the table: the branch of two weight layers | the layers after the addition."""
     branch, after = line.split("|")
     before_first, between, after_last = branch.split("conv")
     return UnitKind(*(tuple(words.split()) for words in (before_first, between, after_last, after)))
@@ -60,10 +60,10 @@ FIGURE_4 = {
 class UnitSignals(NamedTuple):
     """Every signal inside a unit."""
 
-    a: Array  # (N, C, H, W): what both paths read, x_l or the activation of it that they share
-    s: Array  # (N, C', H', W'): the shortcut's, h(x_l) before the merge
+    a: Array  # (N, C, H, W): the input of both paths, x_l or the activation of x_l that they share
+    s: Array  # (N, C', H', W'): the shortcut signal, h(x_l) before the merge
     f: Array  # (N, C', H', W'): F(x_l, W_l)
-    y: Array  # (N, C', H', W'): y_l, where the two have met
+    y: Array  # (N, C', H', W'): y_l, the output of the merge
     x_next: Array  # (N, C', H', W'): x_{l+1}
 
 
@@ -85,8 +85,8 @@ class ResidualUnit(Layer):
     before: Chain  # an activation that shortcut and branch share, where there is one
     shortcut: Chain  # h: nothing (identity), or option A, B or C
     branch: Chain  # F
-    after: Chain  # f: what follows the addition
-    merge: Merge  # how the two meet (Fig. 2)
+    after: Chain  # f: the layers after the addition
+    merge: Merge  # how shortcut and branch are merged (Fig. 2)
     channels: int  # of the output
     shortcut_scale: float = 1.0  # lambda of a scaled merge
     residual_scale: float = 1.0  # mu of a scaled merge
@@ -107,7 +107,7 @@ class ResidualUnit(Layer):
         )
 
     def signals(self, run: Pass, x: Array) -> tuple[UnitSignals, dict[str, Moments], UnitCache]:
-        """Compute x_{l+1} from x_l, in training, and show the signals inside.
+        """Compute x_{l+1} from x_l, in training, and return all signals inside the unit.
 
         Parameters
         ----------
@@ -136,7 +136,7 @@ class ResidualUnit(Layer):
         return signals.x_next, moments, cache
 
     def merge_paths(self, run: Pass, s: Array, f: Array) -> tuple[Array, Any]:
-        """Let a shortcut signal and a residual, (N, C', H', W'), meet; return y and the cache."""
+        """Merge a shortcut signal s and a residual f, both (N, C', H', W'); return y and the cache."""
         arrays = [run.masks[self.name]] if self.merge.masked else [run.params[name] for name in self.gate]
         numbers = {"shortcut_scale": self.shortcut_scale, "residual_scale": self.residual_scale}
         pair = run.backend.merges[self.merge.pair]
@@ -144,7 +144,7 @@ class ResidualUnit(Layer):
         return y, cache
 
     def backward(self, backend: Backend, dy: Array, cache: UnitCache) -> tuple[Array, Gradients]:
-        """Compute the gradient at x_l from dy, the gradient at x_{l+1}; return it and the parameters'."""
+        """Compute the gradient at x_l from dy, the gradient at x_{l+1}. Return it and the gradients by name."""
         dy, gradients_after = chain_backward(backend, self.after, dy, cache.after)
         ds, df, *d_gate = backend.merges[self.merge.pair].backward(dy, cache.merge)
         through_shortcut, gradients_shortcut = chain_backward(backend, self.shortcut, ds, cache.shortcut)
@@ -159,7 +159,7 @@ class ResidualUnit(Layer):
         x = chain_inference(run, self.before, x)
         s = chain_inference(run, self.shortcut, x)
         f = chain_inference(run, self.branch, x)
-        if self.merge.masked:  # no mask: the shortcut's expectation, which is a scaling
+        if self.merge.masked:  # instead of a mask, its expectation: a scaling
             scales = {"shortcut_scale": 1 - self.dropout_rate, "residual_scale": 1.0}
             y, _ = run.backend.merges["scaling"].forward(s, f, **scales)
         else:
@@ -179,7 +179,7 @@ def build_unit(
     share_with_option_a: bool = True,
     **numbers: float,
 ) -> ResidualUnit:
-    """Spell a unit out, layer by layer.
+    """Build a residual unit, layer by layer.
 
     Parameters
     ----------
@@ -196,10 +196,10 @@ def build_unit(
     option : str
         ``A``, ``B`` or ``C``: the shortcut where dimensions change; C is a projection in every unit.
     first : bool
-        Whether this is the network's first unit, which adopts its first activation for both paths.
+        Whether this is the network's first unit, whose first activation serves both paths.
     share_with_option_a : bool
-        Whether a unit that changes dimensions by option A gives its shortcut the activated input, as the
-        authors' Torch port does, or the raw x.
+        Whether the shortcut of a unit that changes dimensions by option A reads the activated input, as in the
+        authors' Torch port, or the raw x.
     **numbers : float
         ``shortcut_scale``, ``residual_scale``, ``dropout_rate``.
 

@@ -60,18 +60,18 @@ TUNED = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALL
 FORMATS = ("channels_last", "contiguous_format")
 
 Row = dict[str, Any]
-Answers = Mapping[str, Sequence[Row]]  # of each side, one a round
+Answers = Mapping[str, Sequence[Row]]  # the answers of each side, one for each round
 
 
 class Column(NamedTuple):
-    """A column of the table: its title, and its text in a row."""
+    """A column of the table: its title, and the function that gives its text for a row."""
 
     title: str
     text: Callable[[Row], str]
 
 
 def _number(title: str, key: str, form: str, unit: float = 1) -> Column:
-    """Return the column of a number, empty where a side has none."""
+    """Return a column of numbers; a cell is empty where a side has no number."""
     return Column(title, lambda row: format(row[key] / unit, form) if row.get(key) is not None else "")
 
 
@@ -84,7 +84,7 @@ RATIO = Column("tinyres/side (range)", _ratio)
 
 
 def run_program(name: str, request: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[Row, int]:
-    """Let one side's program answer a request; return its answer and the most memory it had."""
+    """Let one side's program answer a request; return its answer and its peak memory."""
     command = [sys.executable, str(Path(__file__).with_name(name)), json.dumps(request)]
     environment = os.environ | environment
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
@@ -99,7 +99,7 @@ def run_program(name: str, request: Mapping[str, Any], environment: Mapping[str,
 
 
 class Memory:
-    """Looks at a process and its workers now and then, and remembers the most memory they had together."""
+    """Measures the memory of a process and its workers now and then, and keeps the largest sum."""
 
     def __init__(self, pid: int) -> None:
         self.pid, self.peak = pid, 0
@@ -108,7 +108,7 @@ class Memory:
         self.thread.start()
 
     def stop(self) -> None:
-        """End the watch."""
+        """End the measurement."""
         self.done.set()
         self.thread.join()
 
@@ -117,7 +117,7 @@ class Memory:
             self.peak = max(self.peak, self._now())
 
     def _now(self) -> int:
-        """Return bytes; a page that k processes share counts 1/k in each."""
+        """Return the bytes in use now; a page that k processes share counts 1/k in each."""
         total = 0
         for pid in family(self.pid):
             try:
@@ -149,15 +149,15 @@ class OnCpu:
 
     @staticmethod
     def device() -> Row:
-        """Say what computes besides the processor: nothing."""
+        """Return the name of the device besides the processor: there is none."""
         return {}
 
     def places(self) -> list[str]:
-        """Return where the sides are compared: on so many cores."""
+        """Return the places at which the sides are compared: numbers of cores."""
         return [f"{cores} core{'s' * (cores > 1)}" for cores in self.options.cores]
 
     def requests(self, sides: Sequence[str], depth: int, place: str) -> dict[str, Row]:
-        """Return what each side is asked for: of PyTorch in its better memory format."""
+        """Return the request for each side; PyTorch is asked for its better memory format."""
         request = {"depth": depth, "batch_size": self.options.batch_size, "steps": self.options.steps}
         requests = {side: request | {"side": side, "cores": int(place.split()[0])} for side in sides}
         for side in sides:
@@ -174,9 +174,9 @@ class OnCpu:
         return answer | {"peak": peak}
 
     def details(self, row: Row, answers: Answers) -> Row:
-        """Return what else is to be told of a side."""
+        """Return the other facts about a side."""
         # forward, data gradient and weight gradient: three times the forward pass
-        # (the images need no gradient; that share is in it on every side)
+        # (The images need no gradient, but this count includes it for every side.)
         operations = 3 * 2 * multiply_adds(build_network(row["depth"])) * self.options.batch_size
         gemm = median(answer["gemm"] for answer in answers["tinyres"]) * int(row["place"].split()[0])
         own = answers[row["side"]]
@@ -208,15 +208,15 @@ class OnGpu:
 
     @staticmethod
     def device() -> Row:
-        """Say what computes besides the processor: the card, with its driver and CuPy."""
+        """Return the name of the device besides the processor: the card, with its driver and CuPy."""
         return describe_card(get_backend("cupy-reference").xp)
 
     def places(self) -> list[str]:
-        """Return in what the sides are compared: a precision."""
+        """Return the places at which the sides are compared: precisions."""
         return [str(self.options.precision)]
 
     def requests(self, sides: Sequence[str], depth: int, place: str) -> dict[str, Row]:
-        """Return what each side is asked for."""
+        """Return the request for each side."""
         request = {"depth": depth, "batch_size": self.options.batch_size, "steps": self.options.steps}
         return {side: request | {"side": side, "precision": place} for side in sides}
 
@@ -225,7 +225,7 @@ class OnGpu:
         return run_program("benchmark_gpu_side.py", request, {})[0]
 
     def details(self, row: Row, answers: Answers) -> Row:
-        """Return what else is to be told of a side."""
+        """Return the other facts about a side."""
         known: Row = answers[row["side"]][0]
         if "bytes" not in known:
             return {}
@@ -240,7 +240,7 @@ BENCHMARKS = {which.backend: which for which in (OnCpu, OnGpu)}
 def compare(
     benchmark: OnCpu | OnGpu, sides: Sequence[str], depth: int, place: str, *, rounds: int, batch_size: int
 ) -> list[Row]:
-    """Let the sides take turns; return a row for each."""
+    """Let the sides run in turn; return a row for each."""
     requests = benchmark.requests(sides, depth, place)
     answers: dict[str, list[Row]] = {side: [] for side in sides}
     for _ in range(rounds):
@@ -280,7 +280,7 @@ def line(cells: Sequence[str]) -> str:
 
 
 def cells(row: Row, columns: Sequence[Column]) -> list[str]:
-    """Return a row's text."""
+    """Return the text of each cell of a row."""
     return [str(row["depth"]), row["place"], row["side"], *(column.text(row) for column in columns), row["how"]]
 
 
@@ -334,7 +334,7 @@ class Report:
     Raises
     ------
     UserError
-        If they tell of another machine or backend, or cannot be read.
+        If the files are from another machine or backend, or cannot be read.
     """
 
     def __init__(self, folder: Path, benchmark: type[OnCpu] | type[OnGpu]) -> None:
@@ -354,7 +354,7 @@ class Report:
         self.values["commands"].append(" ".join(["python", *sys.argv]))
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Take the rows of one depth and place; write the files."""
+        """Add the rows of one depth and place; write the files."""
         new = (rows[0]["depth"], rows[0]["place"])
         kept = [row for row in self.values["rows"] if (row["depth"], row["place"]) != new]
         self.values["rows"] = sorted([*kept, *rows], key=lambda row: (row["depth"], row["place"]))
@@ -373,14 +373,14 @@ def read_results(path: Path) -> Row:
     """Read the results of an earlier call (`UserError` if the file is damaged)."""
     try:
         results: Row = json.loads(path.read_text())
-        results["machine"] = {"backend": "numpy"} | results["machine"]  # the only one there was at first
+        results["machine"] = {"backend": "numpy"} | results["machine"]  # old files had no other
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it, or choose another --out.") from error
     return results
 
 
 def machine() -> Row:
-    """Say on what all this runs."""
+    """Return a description of the machine."""
     processors = Path("/proc/cpuinfo").read_text().split("\n\n")
     facts = dict(line.split(":", 1) for line in processors[0].splitlines() if ":" in line)
     facts = {name.strip(): value.strip() for name, value in facts.items()}
@@ -402,7 +402,7 @@ def numbers(text: str) -> list[int]:
 
 
 def read_sides(text: str, known: Sequence[str]) -> list[str]:
-    """Return the sides that run, tinyres first; say which cannot."""
+    """Return the sides that can run, tinyres first; print the names of the others."""
     sides = ["tinyres"]
     missing = importlib.util.find_spec("torch") is None
     for side in text.split(","):
@@ -444,7 +444,7 @@ def main() -> None:
     if options.backend == "numpy" and options.precision != "float32":
         raise UserError("on the CPU every side computes in float32: leave --precision out.")
     for depth in options.depth:
-        build_network(depth)  # says so if there is no such depth, before anything is timed
+        build_network(depth)  # raises an error if there is no such depth, before anything is timed
     benchmark = BENCHMARKS[options.backend](options)
     chosen = read_sides(options.against or benchmark.against, benchmark.sides)
 

@@ -1,6 +1,7 @@
 """One side of the benchmark on a GPU, in a process of its own: `benchmark.py --backend cupy` starts it.
 
-    demos/tools/benchmark_gpu_side.py '{"side": "tinyres", "depth": 20, "precision": "bf16", "steps": 50}'
+    python demos/tools/benchmark_gpu_side.py '{"side": "tinyres", "depth": 20, "precision": "bf16",
+                                                "steps": 50}'
 
 Steps follow one another without waiting for their losses; the clock stops when the last one is done.
 """
@@ -29,11 +30,11 @@ COPIED = 1024  # megabytes, to measure the bandwidth
 
 
 class Side(NamedTuple):
-    """What a side does and what is known of it."""
+    """The calls of one side, and facts about it."""
 
     launch: Callable[[int], Any]  # starts iteration t
-    wait: Callable[[int], Any]  # until iteration t is done
-    facts: Callable[[], dict[str, Any]]  # asked for after the measurement
+    wait: Callable[[int], Any]  # waits until iteration t is done
+    facts: Callable[[], dict[str, Any]]  # called after the measurement
 
 
 def measure(
@@ -53,16 +54,16 @@ def measure(
     side : {"tinyres", "reference", "torch", "torch-channels-last", "torch-compiled"}
     depth, steps, batch_size : int
     warm_up : int
-        Steps before those that are timed.
+        The number of steps before those that are timed.
     precision : {"float32", "tf32", "bf16"}
     device : str
-        PyTorch's.
+        The device for PyTorch.
 
     Returns
     -------
     dict
-        ``step``: seconds, the mean; ``peak``: bytes of memory; ``how``: what a reader should know; of tinyres
-        also ``bytes`` and ``launches`` of a planned step, and the ``bandwidth`` measured, bytes a second.
+        ``step``: seconds, the mean; ``peak``: bytes of memory; ``how``: a note for the reader. For tinyres also
+        ``bytes`` and ``launches`` of a planned step, and the measured ``bandwidth``, bytes per second.
     """
     if precision not in PRECISIONS:
         raise SystemExit(f"there is no precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
@@ -81,7 +82,7 @@ def measure(
 
 
 def tinyres_side(side: str, depth: int, batch_size: int, precision: str) -> Side:
-    """Return a training step of tinyres on random images: planned where that can be, else composed."""
+    """Return a training step of tinyres on random images: planned where there is a plan, else composed."""
     if side == "reference" and precision != "float32":
         raise SystemExit("the side reference computes in float32: compare it with --precision float32")
     backend = get_backend("cupy" if side == "tinyres" else "cupy-reference", precision)

@@ -1,4 +1,4 @@
-"""One side of the benchmark, in a process of its own: `benchmark.py` starts it and reads the line it prints.
+"""One side of the benchmark, in a process of its own: `benchmark.py` starts it and reads its output.
 
 python demos/tools/benchmark_side.py '{"side": "tinyres", "depth": 20, "cores": 1, "steps": 3}'
 """
@@ -38,16 +38,16 @@ def measure(
     side : str
         One of `benchmark.SIDES`.
     cores : int
-        What PyTorch is told; the process runs on no more in any case.
+        The number of threads for PyTorch. The process never runs on more cores than that.
     depth, steps, batch_size : int
     memory_format : str
-        PyTorch's.
+        The memory format for PyTorch.
 
     Returns
     -------
     dict
         ``step``: seconds, the median; ``cpu``: CPU seconds a step, workers included; ``gemm``: the rate of
-        large products, in floating-point operations a second; ``how``: what a reader should know.
+        large products, in floating-point operations a second; ``how``: a note for the reader.
     """
     from tinyres.backend import get_backend
 
@@ -167,7 +167,7 @@ def per_op(side: str, batch_size: int) -> list[dict[str, Any]]:
 
 
 def pair_ops(side: str, channels: int, size: int, n: int) -> dict[str, Callable[[], Any]]:
-    """Return calls of a backend's pairs, in its own memory order; of tinyres also of the plan's kernel."""
+    """Return calls of a backend's pairs, in its own memory order; for tinyres also of the plan's layer."""
     import numpy as np
     from threadpoolctl import threadpool_limits
 
@@ -199,7 +199,7 @@ def pair_ops(side: str, channels: int, size: int, n: int) -> dict[str, Callable[
 
 
 def planned_triple(x: Any, dy: Any, w: Any) -> tuple[Callable[[], None], Callable[[], None]]:
-    """Return the fused triple as a plan runs it, in groups of 64: moments and BN's gradient are in it."""
+    """Return BN, ReLU and convolution as a plan runs them, in groups of 64, with moments and BN's gradient."""
     import numpy as np
 
     from tinyres.cpu.kernels import ConvShape, Winograd
@@ -272,7 +272,7 @@ def torch_ops(channels: int, size: int, n: int) -> dict[str, Callable[[], Any]]:
 
 
 def main() -> None:
-    """Do what the argument says, on as many cores as it says, and print the result as a line of JSON."""
+    """Run the request in the argument, on its number of cores, and print the result as a line of JSON."""
     request = json.loads(sys.argv[1])
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: request["cores"]])
     if request.pop("per_op", False):

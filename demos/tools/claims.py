@@ -26,7 +26,7 @@ from tinyres.system.command_line import CommandLine, exit_with_one_sentence
 from tinyres.training.config import Config
 
 NOT_RUN = "not yet run"
-SOME_TRAINING = 1000  # iterations from which on the lab's short training counts as training
+SOME_TRAINING = 1000  # with at least so many iterations, the lab's short training counts as training
 EQUATIONS = "demos/equations.py"
 GRADIENTS = "demos/shortcut_gradients.py"
 WEIGHTS = "demos/small_weights.py"
@@ -46,7 +46,7 @@ class Results:
         for path in sorted(folder.glob("training/**/result.json")):
             with open(path.with_name("metrics.csv"), newline="") as file:
                 losses = [float(row["training_loss"]) for row in csv.DictReader(file)]
-            # The last ten rows are what was trained between the last two looks at the test set.
+            # The last ten rows belong to the training between the last two evaluations on the test set.
             self.runs.append(json.loads(path.read_text()) | {"training_loss": statistics.mean(losses[-10:])})
 
     def rows(self, name: str, **wanted: Any) -> list[dict[str, str]]:
@@ -67,7 +67,7 @@ class Results:
         return found
 
     def conditions(self) -> list[str]:
-        """Say how each table of the lab was made."""
+        """Return the flags with which each table of the lab was made."""
         lines = []
         tables = (Path(command).stem for command in (EQUATIONS, GRADIENTS, WEIGHTS, TRUNCATION))
         for path in filter(Path.exists, (self.folder / f"{table}.json" for table in tables)):
@@ -96,7 +96,7 @@ class Claim:
     section: str
     statement: str
     command: str
-    measure: Callable[[Results], tuple[bool | None, str]]  # does it hold (None: no yes or no), and the number
+    measure: Callable[[Results], tuple[bool | None, str]]  # whether it holds (None: open), and the number
 
     def line(self, results: Results) -> str:
         """Return the row of the ledger."""
@@ -108,17 +108,17 @@ class Claim:
         return f"| {self.section} | {self.statement} | {text} | {verdict} | `{self.command}` |"
 
 
-# What is read from the results of the propagation lab.
+# Claims that are read from the results of the propagation lab.
 
 
 def rounding(quantity: str, nets: list[str], limit: float, results: Results) -> tuple[bool, str]:
-    """Ask for an error that is rounding alone, in every one of these nets."""
+    """Return whether an error is only rounding in every one of these nets, and the worst error as text."""
     worst = max(results.equation(quantity, net) for net in nets)
     return worst < limit, f"worst relative error {worst:.1e} ({len(nets)} kind{'s' * (len(nets) > 1)} of net)"
 
 
 def factors(results: Results) -> tuple[bool, str]:
-    """Ask that the direct term at every unit of every scaled net is what the product of lambdas says."""
+    """Return whether the direct term at all units of all scaled nets is the product of lambdas, and a text."""
     worst = max(results.equation("worst deviation from the predicted factor", net) for net in EXACT[1:])
     return (
         worst < 1e-10,
@@ -127,7 +127,7 @@ def factors(results: Results) -> tuple[bool, str]:
 
 
 def product(net: str, lam: float, results: Results) -> tuple[bool, str]:
-    """Ask for a product of lambdas over 18 and over 111 units."""
+    """Return whether the direct factor is the product of lambdas over 18 and over 111 units, and a text."""
     short = results.equation("direct factor over a stage", net)
     long = results.equation("direct factor over 111 units", net)
     holds = abs(short / lam**18 - 1) < 1e-5 and abs(long / lam**111 - 1) < 1e-5
@@ -135,7 +135,7 @@ def product(net: str, lam: float, results: Results) -> tuple[bool, str]:
 
 
 def direct(net: str, low: float, high: float, results: Results) -> tuple[bool, str]:
-    """Ask for a direct factor over 18 units between two bounds."""
+    """Return whether the direct factor over 18 units lies between two bounds, and a text."""
     factor = results.equation("direct factor over a stage", net)
     predicted = results.equation("predicted factor over a stage", net)
     return (
@@ -145,6 +145,7 @@ def direct(net: str, low: float, high: float, results: Results) -> tuple[bool, s
 
 
 def lost_direction(results: Results) -> tuple[bool, str]:
+    """Return whether 1x1 convolutions turn the gradient far from its direction, and a text."""
     factor = results.equation("direct factor over a stage", "1x1 conv")
     along = results.equation("direct factor along the gradient", "1x1 conv")
     text = (
@@ -154,6 +155,7 @@ def lost_direction(results: Results) -> tuple[bool, str]:
 
 
 def open_gates(results: Results) -> tuple[bool, str]:
+    """Return whether gates with b = 0 halve the gradient at each unit, and a text."""
     means = {}
     for family in ("exclusive gating", "shortcut-only gating"):
         rows = results.rows("shortcut_gradients.csv", family=family, variant="b = 0", iteration=0)
@@ -164,6 +166,7 @@ def open_gates(results: Results) -> tuple[bool, str]:
 
 
 def dropout(results: Results) -> tuple[bool, str]:
+    """Return whether one dropout shortcut halves the gradient in expectation, and a text."""
     rows = results.rows("shortcut_gradients.csv", variant="dropout 0.5", iteration=0)
     last = [
         float(max((r for r in rows if r["stage"] == s), key=lambda r: int(r["number"]))["along"]) for s in "123"
@@ -173,6 +176,7 @@ def dropout(results: Results) -> tuple[bool, str]:
 
 
 def never_cancelled(results: Results) -> tuple[bool, str]:
+    """Return whether the two terms of Eq. (5) cancel at no unit, and a text."""
     rows = results.rows("shortcut_gradients.csv", variant="identity", iteration=0)
     smallest = min(float(row["gradient"]) / float(row["gradient_at_end"]) for row in rows)
     angles = [float(row["angle"]) for row in rows if row["angle"]]
@@ -181,26 +185,31 @@ def never_cancelled(results: Results) -> tuple[bool, str]:
 
 
 def small_weights(net: str, results: Results) -> float:
+    """Return |g_l| / |g_L| of a net whose branches have their weights multiplied by 1e-4."""
     return float(results.rows("small_weights.csv", net=net, factor="0.0001")[0]["ratio"])
 
 
 def identity_survives(results: Results) -> tuple[bool, str]:
+    """Return whether the gradient gets through identity shortcuts with tiny weights, and a text."""
     ratio = small_weights("identity, no BN", results)
     return abs(ratio - 1) < 0.01, f"weights times 1e-4: {ratio:.4f} of the gradient arrives"
 
 
 def plain_vanishes(results: Results) -> tuple[bool, str]:
+    """Return whether the gradient vanishes in a plain net with tiny weights, and a text."""
     ratio = small_weights("plain, no BN", results)
     return ratio < 1e-60, f"weights times 1e-4: {ratio:.2g} of the gradient arrives through 16 layers"
 
 
 def batch_norm_undoes(results: Results) -> tuple[bool, str]:
+    """Return whether batch norm undoes the scaling of weights until its eps matters, and a text."""
     tiny, usual = (small_weights(f"plain, BN with eps {eps}", results) for eps in ("1e-12", "1e-05"))
     text = f"weights times 1e-4, plain net: {tiny:.3g} with eps 1e-12, {usual:.2g} with eps 1e-5"
     return tiny > 1 and usual < 1e-10, text
 
 
 def approximate(results: Results) -> tuple[bool, str]:
+    """Return whether the equations are only approximate in original units, and a text."""
     error = results.equation("error of the signal's sum", "original")
     factor = results.equation("direct factor over a stage", "original")
     text = f"Eq. (4) misses {100 * error:.0f} % of x_L at worst, Eq. (5) {100 * (1 - factor):.0f} % of g_L"
@@ -208,12 +217,14 @@ def approximate(results: Results) -> tuple[bool, str]:
 
 
 def altered_by_bn(results: Results) -> tuple[bool, str]:
+    """Return whether batch norm after the addition leaves less of the gradient than ReLU, and a text."""
     bn = results.equation("direct factor over a stage", "bn-after-addition")
     relu = results.equation("direct factor over a stage", "original")
     return bn < relu, f"{bn:.2g} of the gradient over 18 units, {relu:.2g} in the original unit"
 
 
 def monotone(results: Results) -> tuple[bool, str]:
+    """Return whether the signal never decreases with ReLU before the addition, and a text."""
     smallest = results.equation("smallest x_{l+1} - h(x_l)", "relu-before-addition")
     growth = results.equation("growth of the mean of x over stage 1", "relu-before-addition")
     return smallest >= 0, f"smallest step {smallest:g}; the mean grows {growth:.1f} times over stage 1"
@@ -228,12 +239,14 @@ def shares(results: Results, depth: int) -> dict[int, float]:
 
 
 def truncation_at_start(results: Results) -> tuple[None, str]:
+    """Return the share of y_l below zero at initialisation, for three depths, as text."""
     found = {depth: shares(results, depth)[0] for depth in (110, 164, 1001)}
     text = ", ".join(f"{share:.1f} % in ResNet-{depth}" for depth, share in found.items())
     return None, f"at initialisation y_l is below zero for {text}"
 
 
 def truncation_falls(results: Results) -> tuple[bool | None, str]:
+    """Return whether training makes y_l below zero rarer in ResNet-110, and a text."""
     found = shares(results, 110)
     last = max(found)
     if not last:
@@ -243,6 +256,7 @@ def truncation_falls(results: Results) -> tuple[bool | None, str]:
 
 
 def truncation_with_depth(results: Results) -> tuple[bool | None, str]:
+    """Return whether y_l is below zero more often in ResNet-1001 than in ResNet-110, and a text."""
     shallow, deep = shares(results, 110), shares(results, 1001)
     last = max(set(shallow) & set(deep))
     if not last:
@@ -252,31 +266,34 @@ def truncation_with_depth(results: Results) -> tuple[bool | None, str]:
 
 
 def judged(iterations: int, holds: bool, text: str) -> tuple[bool | None, str]:
-    """Keep a judgement only if the training was more than a beginning."""
+    """Keep a judgement only if the training was long enough (`SOME_TRAINING`)."""
     return (holds, text) if iterations >= SOME_TRAINING else (None, text + ": too few to judge")
 
 
 def parameters(net: str, quantity: str, million: float, results: Results) -> tuple[bool, str]:
+    """Return whether a net has so many million parameters, and the number."""
     count = results.equation(quantity, net)
     return round(count / 1e6, 1) == million, f"{count:,.0f}"
 
 
 def linear_cost(results: Results) -> tuple[bool, str]:
+    """Return whether ResNet-1001 costs about 10 times as much as ResNet-101, and a text."""
     deep, shallow = (results.equation("multiply-adds", f"ResNet-{depth}") for depth in (1001, 101))
     text = f"{deep / 1e6:,.1f} million multiply-adds against {shallow / 1e6:,.1f}: {deep / shallow:.2f} times"
     return 9 < deep / shallow < 11, text
 
 
 def similar_cost(results: Results) -> tuple[bool, str]:
+    """Return whether ResNet-110 and ResNet-164 cost about the same, and a text."""
     basic, bottleneck = (results.equation("multiply-adds", f"ResNet-{depth}") / 1e6 for depth in (110, 164))
     return abs(basic / bottleneck - 1) < 0.1, f"{bottleneck:.1f} and {basic:.1f} million multiply-adds"
 
 
-# What is read from training runs.
+# Claims that are read from training runs.
 
 
 def final(name: str, options: dict[str, Any], results: Results) -> float:
-    """Return the median over the seeds of a number at the end of full-length runs."""
+    """Return the median, over the seeds, of a number at the end of full-length runs."""
     values = [run[name] for run in results.training(options) if run["iterations"] >= PAPER_ITERATIONS]
     if not values:
         raise MissingResult(str(options))
@@ -298,11 +315,13 @@ def entry(options: dict[str, Any], paper: float | None, results: Results) -> tup
 
 
 def higher_loss(worse: dict[str, Any], better: dict[str, Any], results: Results) -> tuple[bool, str]:
+    """Return whether one configuration ends with the higher training loss, and a text."""
     loss, other = final("training_loss", worse, results), final("training_loss", better, results)
     return loss > other, f"final training loss {loss:.4f} against {other:.4f}"
 
 
 def better_regularised(depth: int, results: Results) -> tuple[bool, str]:
+    """Return whether pre-activation has more training loss but less test error, and a text."""
     pre, original = {"depth": depth}, {"depth": depth, "unit": "original"}
     loss, other = final("training_loss", pre, results), final("training_loss", original, results)
     error, other_error = final("test_error", pre, results), final("test_error", original, results)
@@ -362,7 +381,7 @@ GATED = [f"{kind} gating {bias}" for kind in ("exclusive", "shortcut-only") for 
 
 
 def lab_claims() -> Iterator[Claim]:
-    """Yield what needs no long training."""
+    """Yield the claims that need no long training."""
     sum_of_signals, split = "error of the signal's sum", "error of the gradient's split"
     yield Claim(
         "2, Eq. (4)",

@@ -1,1 +1,1 @@
-"""The whole catalogue against finite differences: every pair, every unit and every network of the paper."""
+"""Check every pair, every unit and every network with finite differences, by `tinyres.gradcheck`."""

@@ -1,8 +1,9 @@
-"""Where to take derivatives: cases for every pair, every residual unit and every network of the paper.
+"""Cases for gradient checks: random arguments for every pair, every residual unit and every network.
 
-A case is drawn. Sizes, memory orders and a seed come from a function that picks integers (the command
-`python -m tinyres gradcheck` picks at random, the tests let hypothesis pick) and the numbers from the seed.
-Left to itself, hypothesis would put a zero, the kink of ReLU, or a constant channel into half of all arrays.
+A case is drawn at random. A function that picks integers gives the sizes, the memory orders and a seed: the
+command `python -m tinyres gradcheck` picks at random, the tests let hypothesis pick. The numbers are drawn from
+the seed. If hypothesis drew the arrays itself, half of them would have a zero (the kink of ReLU) or a constant
+channel.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from tinyres.units import FIGURE_4, ResidualUnit, build_unit
 Pick: TypeAlias = Callable[[int, int], int]
 """``pick(low, high)`` chooses an integer, both ends included."""
 
-KINK_MARGIN = 1e-3  # how far drawn pre-activations stay from ReLU's kink, where a single op is checked
-VALUES_PER_CHANNEL = 8  # with fewer, batch norm curves so much that finite differences fail honest code
-NETWORK_STEP = 3e-5  # shorter than elsewhere: the more ReLUs, the more kinks lie on the way
+KINK_MARGIN = 1e-3  # least distance of drawn pre-activations from ReLU's kink, where one pair is checked
+VALUES_PER_CHANNEL = 8  # with fewer, batch norm is so curved that finite differences reject correct code
+NETWORK_STEP = 3e-5  # shorter than elsewhere: with more ReLUs, a step crosses more kinks
 
 
 class Case(NamedTuple):
-    """One place to take a derivative at; the fields are arguments of `check_gradient`."""
+    """One point at which a derivative is checked; the fields are arguments of `check_gradient`."""
 
     arguments: tuple[Any, ...]
     wrt: tuple[str, ...] | None = None
@@ -50,18 +51,18 @@ class Case(NamedTuple):
 
 
 class Draw:
-    """Sizes and memory orders from `pick`, numbers from a generator whose seed `pick` chooses."""
+    """Draws sizes and memory orders by `pick`, and numbers by a generator whose seed `pick` chooses."""
 
     def __init__(self, pick: Pick) -> None:
         self.pick = pick
         self.rng = np.random.default_rng(pick(0, 2**32 - 1))
 
     def flag(self) -> bool:
-        """Toss a coin."""
+        """Draw True or False."""
         return bool(self.pick(0, 1))
 
     def array(self, *shape: int) -> Array:
-        """Draw standard normal numbers, float64, their axes in any order in memory, with or without gaps."""
+        """Draw standard normal numbers, float64, with axes in any order in memory, with or without gaps."""
         orders = list(permutations(range(len(shape))))
         order = orders[self.pick(0, len(orders) - 1)]
         gap = self.pick(1, 2)
@@ -198,19 +199,19 @@ PAIRS: dict[str, tuple[Pair, Callable[[Draw], Case]]] = {
     "shortcut-only-gating": (MERGES["shortcut-only-gating"], _gating),
     "dropout": (MERGES["dropout"], _dropout),
 }
-"""Each pair and how its cases are drawn; the tests demand that none of `tinyres.layers` is missing."""
+"""Each pair, and the function that draws its cases. A test checks that no layer's pair is missing."""
 
 CELLS = list(product(FIGURE_4, LAYERS_PER_UNIT, FIGURE_2))
 """All 5 x 3 x 6 variants: (unit, block, shortcut)."""
 
 
 def check_pair(name: str, pick: Pick, backend: str = "reference") -> tuple[Case, GradientReport]:
-    """Draw a case of one pair of a backend and check it; raises GradientError."""
+    """Draw a case of one pair of a backend and check it; raise GradientError if it is wrong."""
     textbook, draw_case = PAIRS[name]
     computing = get_backend(backend, "float64")
     host = hosted(computing)
     own = host.merges.get(name) or host.layers.get(name)
-    pair = own or hosted_pair(textbook, computing)  # a gate, say, is no pair of a backend
+    pair = own or hosted_pair(textbook, computing)  # for example a gate, which is no pair of a backend
     draw = Draw(pick)
     case = draw_case(draw)
     return case, check_gradient(*pair[:2], **case._asdict(), directions=1, seed=_seed(draw))
@@ -218,7 +219,7 @@ def check_pair(name: str, pick: Pick, backend: str = "reference") -> tuple[Case,
 
 def draw_unit(draw: Draw, kind: str, block: str, shortcut: str) -> tuple[ResidualUnit, int]:
     """Draw a unit of few channels, and the number of channels of its input."""
-    c_in = draw.pick(2, 3)  # with a single channel a whole unit may be dead, its gradient nothing but rounding
+    c_in = draw.pick(2, 3)  # with one channel all ReLUs of a unit may be 0, and its gradient only rounding
     first, changes = ((True, True), (True, False), (False, True), (False, False))[draw.pick(0, 3)]
     c_out = c_in + draw.pick(1, 2) * changes
     stride = 2 if changes and not first and draw.flag() else 1
@@ -262,7 +263,7 @@ def draw_parameters(draw: Draw, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
 def check_unit(
     kind: str, block: str, shortcut: str, pick: Pick, backend: str = "reference"
 ) -> tuple[Case, GradientReport]:
-    """Draw a unit of one cell and its input, and check all its gradients; raises GradientError."""
+    """Draw a unit of one cell and its input, and check its gradients; raise GradientError if one is wrong."""
     draw = Draw(pick)
     unit, c_in = draw_unit(draw, kind, block, shortcut)
     groups = draw.pick(1, 2)
@@ -277,7 +278,7 @@ def check_unit(
 def check_network(
     kind: str, block: str, shortcut: str, pick: Pick, backend: str = "reference"
 ) -> tuple[Case, GradientReport]:
-    """Draw a network with two units a stage, for 8 x 8 images, and check all its gradients."""
+    """Draw a network with two units in each stage, for 8 x 8 images, and check all its gradients."""
     draw = Draw(pick)
     network = build_network(
         6 * LAYERS_PER_UNIT[block] + 2,

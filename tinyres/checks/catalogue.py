@@ -20,7 +20,7 @@ Check = Callable[..., tuple[Case, GradientReport]]
 
 @dataclass(frozen=True)
 class Row:
-    """What came out for one pair, unit or network.
+    """The result for one pair, unit or network.
 
     Attributes
     ----------
@@ -28,13 +28,13 @@ class Row:
     cases : int
         How many random cases were checked.
     shapes : int
-        How many different shapes these had.
+        How many different shapes these cases had.
     error : float
         The worst relative error.
     redraws : int
-        Directions thrown away because of kinks.
+        How many directions were thrown away because of kinks.
     failure : str
-        What is wrong, or nothing.
+        What is wrong; empty if nothing is.
     """
 
     name: str
@@ -53,12 +53,12 @@ HEADER = f"{'op or unit':<60}{'cases':>7}{'shapes':>8}{'worst error':>13}{'redra
 
 
 def catalogue(examples: int) -> Iterator[tuple[str, Check, int]]:
-    """Yield every name, its check, and how many cases to draw, fewer where one case checks more.
+    """Yield every name, its check, and how many cases to draw: fewer where one case checks more.
 
     Parameters
     ----------
     examples : int
-        Cases for each pair; a fifth of it for each unit and a fiftieth for each network, at least one.
+        Number of cases for each pair; a fifth of it for each unit, a fiftieth for each network, at least one.
     """
     for name in PAIRS:
         yield name, partial(check_pair, name), examples
@@ -83,11 +83,11 @@ def check_catalogue(
     examples : int
         Random cases for each pair of forward and backward; units and networks get fewer.
     seed : int
-        Decides the cases.
+        The seed of the random cases.
     only : str
-        Check only names that contain this.
+        Check only names that contain this text.
     backend : str
-        Whose pairs are checked, a name of `tinyres.backend.PRECISIONS`.
+        The backend whose pairs are checked, a name of `tinyres.backend.PRECISIONS`.
     quiet : bool
         Show no progress bar.
 
@@ -107,7 +107,7 @@ def check_catalogue(
 
 
 def _row(name: str, check: Check, count: int, seed: int, bar: Progress) -> Row:
-    """Draw `count` cases of one check, up to the first failure."""
+    """Draw and check `count` cases; stop at the first failure."""
     bar.set_description(name)
     shapes: set[tuple[tuple[int, ...], ...]] = set()
     error, redraws = 0.0, 0
@@ -124,7 +124,7 @@ def _row(name: str, check: Check, count: int, seed: int, bar: Progress) -> Row:
 
 
 def _picker(seed: int, case_number: int, name: str) -> Pick:
-    """Return a source of integers of its own for each case."""
+    """Return a `Pick` with a random generator of its own for each case."""
     rng = np.random.default_rng([seed, case_number, *name.encode()])
     return lambda low, high: int(rng.integers(low, high, endpoint=True))
 

@@ -1,6 +1,6 @@
-"""Pairs of another array library behind NumPy's arrays, for whoever computes in NumPy: the gradient checker.
+"""Pairs of another array library that take and return NumPy arrays, as the gradient checker needs them.
 
-Caches stay where they are made; everything else is carried over and back at each call.
+Caches stay in the other library; arguments and results are copied at each call.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ def hosted(backend: Backend) -> Backend:
     Parameters
     ----------
     backend : Backend
-        Of any array library.
+        A backend of any array library.
 
     Returns
     -------
     Backend
-        The same if its arrays are NumPy's.
+        The same backend if its arrays are NumPy's.
     """
     if backend.xp is np:
         return backend
@@ -36,7 +36,7 @@ def hosted(backend: Backend) -> Backend:
 
 
 def hosted_pair(pair: Pair, backend: Backend) -> Pair:
-    """Return one pair that takes and returns NumPy arrays and computes where `backend` does."""
+    """Return one pair that takes and returns NumPy arrays and computes with the library of `backend`."""
 
     @wraps(pair.forward)  # keeps the signature
     def forward(*arguments: Any, **options: Any) -> Any:
@@ -52,12 +52,12 @@ def hosted_pair(pair: Pair, backend: Backend) -> Pair:
 
 
 def to_device(tree: Any, backend: Backend) -> Any:
-    """Carry the NumPy arrays in tuples and dicts to where the backend computes."""
+    """Copy the NumPy arrays in tuples and dicts to the backend's library."""
     return _map(lambda x: backend.xp.asarray(x) if isinstance(x, np.ndarray) else x, tree)
 
 
 def to_host(tree: Any, backend: Backend) -> Any:
-    """Carry the backend's arrays in tuples and dicts into NumPy's memory."""
+    """Copy the backend's arrays in tuples and dicts to NumPy."""
     return _map(lambda x: backend.to_host(x) if isinstance(x, backend.xp.ndarray) else x, tree)
 
 

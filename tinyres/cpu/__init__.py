@@ -1,8 +1,8 @@
-"""The NumPy backend for speed: pairs that replace the textbook's, and training steps planned as a whole.
+"""The fast NumPy backend: pairs that replace the textbook's, and training steps that are planned as a whole.
 
-Its tensors are logically (N, C, H, W) like all others, but lie in memory as (H, W, C, N), images innermost:
-at each pixel the C x N values are a matrix that the weights can multiply as it stands, and everything that is
-done per channel runs over N neighbouring numbers.
+Its tensors have the shape (N, C, H, W) like all others, but lie in memory as (H, W, C, N), images innermost. So
+at each pixel the C x N values are a matrix that the weights can multiply without a copy, and every operation on
+a channel runs over N neighbouring numbers.
 """
 
 import numpy as np

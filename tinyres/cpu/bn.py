@@ -1,7 +1,7 @@
-"""Batch norm in (H, W, C, N) memory, a row of pixels at a time, so that what is computed stays in cache.
+"""Batch norm in (H, W, C, N) memory, one row of pixels at a time, so that intermediate results stay in cache.
 
-The formulas are those of `tinyres.layers.batch_norm`. The moments are sums over pixels first, which are
-additions of whole (C, N) matrices, and over the images of a group last. The normalised value is never stored:
+The formulas are those of `tinyres.layers.batch_norm`. A moment is summed over pixels first, by adding whole
+(C, N) matrices, and over the images of a group last. The normalised value is never stored as a whole tensor:
 y = scale x + shift and dx = a dy + b x + c, with numbers that differ by channel and group only.
 """
 
@@ -34,7 +34,7 @@ def bn_forward(
 
 
 def bn_backward(dy: Array, cache: BnCache) -> tuple[Array, Array, Array]:
-    """Return dx, dgamma, dbeta as `tinyres.layers.batch_norm.bn_backward`."""
+    """Return dx, dgamma, dbeta like `tinyres.layers.batch_norm.bn_backward`."""
     x, mean, rstd, gamma = cache
     n = len(x)
     groups = len(mean)
@@ -86,18 +86,18 @@ def _rows(x: Array) -> Array:
 
 
 def _empty(x: Array) -> Array:
-    """Return an uninitialised (N, C, H, W) in memory as (H, W, C, N)."""
+    """Return an uninitialised array (N, C, H, W), in memory as (H, W, C, N), with the shape of x."""
     n, c, h, w = x.shape
     return np.empty((h, w, c, n), x.dtype).transpose(3, 2, 0, 1)
 
 
 def _per_group(sums: Array, groups: int) -> Array:
-    """Add (C, N) over the images of each group: (groups, C)."""
+    """Add (C, N) over the images of each group; return (groups, C)."""
     c, n = sums.shape
     total: Array = sums.reshape(c, groups, n // groups).sum(axis=2)
     return total.T
 
 
 def _per_image(values: Array, n: int) -> Array:
-    """Repeat (groups, C) for the images of each group: (C, N)."""
+    """Repeat (groups, C) for the images of each group; return (C, N)."""
     return np.repeat(values.T, n // len(values), axis=1)

@@ -1,18 +1,17 @@
-r"""From the unit tables to the layers of a plan: which convolution reads what, and in which order they run.
+r"""From the tables of units to the layers of a plan: what each convolution reads, and the order of layers.
 
     pre-activation    x ---- BN ReLU conv - BN ReLU conv -(+)- x'    the last convolution adds x itself to each
-                       \____________________________________/       tile that it writes: x' is a feature
+                       \____________________________________/       tile that it writes: x' is a `Feature`
 
-    original          x ---- conv - BN ReLU conv - BN -(+)- ReLU x'  x' is an activation with a residual; it is
-                       \_____________________________/              evaluated where the next unit reads it
+    original          x ---- conv - BN ReLU conv - BN -(+)- ReLU x'  x' is an `Activation` with a residual, and
+                       \_____________________________/              is computed where the next unit reads it
 
-In the backward pass the gradient at a pre-activation unit's x' lies in the stage's `trunk`, which the gradient
-of each unit is added to: Eq. (5). In original units it is the masked gradient of the activation x', handed from
-unit to unit in two buffers by turns.
+In the backward pass the gradient at a pre-activation unit's x' lies in a buffer of the stage, `trunk`. Each
+unit adds its gradient to this buffer: Eq. (5). In original units the gradient at x' is that of an activation,
+masked by its ReLU. It goes from unit to unit through two buffers, which alternate.
 
-Known here: pre-activation and original units, identity merges, every option where
-the shortcut's convolution or subsampling reads an activation. For all else, `PlanError`
-says what is missing.
+This file can compile pre-activation and original units with identity merges, and every option where the
+shortcut's convolution or subsampling reads an activation. For all other units a `PlanError` names the reason.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from tinyres.networks import Network
 from tinyres.units import ResidualUnit
 
 UNITS = ("preactivation", "original")
-SIZE_STEP = 16  # of the images' width: a tile is four columns in the last stage, a quarter as wide as the first
+SIZE_STEP = 16  # divides the images' width: the last stage has 1/4 of the width, in tiles of 4 columns
 
 
 class PlanError(Exception):
@@ -57,20 +56,20 @@ def compile_network(
     training: bool = True,
     team: Team = ALONE,
 ) -> tuple[Patches, list[ConvLayer | SubsampleLayer], Head]:
-    """Return the layers that compute a network, in order.
+    """Return the layers that compute a network, in the order of the forward pass.
 
     Parameters
     ----------
     network : Network
     n : int
-        Images: of a group, or a replica's share of one.
+        The number of images: of a group, or of a replica's share of a group.
     height, width : int
         Of the images, in pixels.
     space : Space
-        Where scratch arrays and gradients lie; gives the dtype.
+        Holds scratch arrays and gradients, and fixes the dtype.
     training : bool
-        Whether there will be a backward pass. If not, batch norm takes the running statistics, and features
-        share memory: `_Compiler.memory`.
+        Whether there will be a backward pass. If not, batch norm uses the running statistics, and the outputs
+        of convolutions share memory: `_Compiler.memory`.
     team : Team
         The replicas that share the group.
 
@@ -78,13 +77,13 @@ def compile_network(
     -------
     patches : Patches
         Takes the images.
-    layers : list
+    layers : list of ConvLayer and SubsampleLayer
     head : Head
 
     Raises
     ------
     PlanError
-        If plans do not know this network or this size.
+        If there is no plan for this network or this size.
     """
     check(network, height, width)
     compiler = _Compiler(n, space, training, team)
@@ -120,7 +119,7 @@ def check(network: Network, height: int, width: int) -> None:
 
 
 class _Compiler:
-    """The layers so far, and how one more is added."""
+    """Holds the layers that were added so far, and adds one unit or layer at a time."""
 
     def __init__(self, n: int, space: Space, training: bool, team: Team) -> None:
         self.n, self.space, self.training, self.team = n, space, training, team
@@ -159,7 +158,7 @@ class _Compiler:
         """Add a unit x' = relu(F(x) + s), where F ends in a batch norm."""
         _, shortcut, norm, shortcut_norm = self.paths(unit, unit.branch, x)
         assert norm is not None
-        norm.may_fold = False  # its value, not a multiple of it, meets s
+        norm.may_fold = False  # s is added to the norm's own value, so no factor may be taken out of it
         activation = self.kept_activation([norm], buffer)
         if shortcut_norm is not None:
             activation.norms.append(shortcut_norm)
@@ -175,11 +174,11 @@ class _Compiler:
     def paths(
         self, unit: ResidualUnit, branch: Iterable[Layer], activation: Activation
     ) -> tuple[Feature, Tensor | None, Norm | None, Norm | None]:
-        """Add branch and shortcut; return what they end in, and the batch norms that follow it.
+        """Add branch and shortcut; return the last tensor of each, and the batch norm behind each, or None.
 
-        The shortcut stands behind the branch's first convolution. In the forward pass the activation is
-        evaluated by then; in the backward pass its share of the activation's gradient is there when the
-        convolution that finishes that gradient runs.
+        The shortcut runs after the branch's first convolution. So in the forward pass the activation has been
+        computed when the shortcut reads it. In the backward pass the shortcut runs before that convolution,
+        which adds the shortcut's share to the activation's gradient and finishes this gradient.
         """
         signal: Feature | Activation = activation
         norm: Norm | None = None
@@ -228,8 +227,8 @@ class _Compiler:
         return output
 
     def kernel(self, conv: Conv, c_in: int, width: int, height: int) -> Kernel:
-        """Return the kernel for a convolution; one serves all of its shape."""
-        side = 1 if c_in != conv.c_in else conv.kernel_size  # patches hold the neighbourhood of each pixel
+        """Return the `Kernel` for a convolution; all convolutions of one shape share one."""
+        side = 1 if c_in != conv.c_in else conv.kernel_size  # at each pixel, `Patches` hold all 3 x 3 inputs
         shape = ConvShape(c_in, conv.c_out, width, height, self.n, conv.stride)
         key = side, shape
         if key not in self.kernels:
@@ -238,7 +237,7 @@ class _Compiler:
         return self.kernels[key]
 
     def norm(self, chain: Iterable[Layer], x: Feature, may_fold: bool) -> Norm:
-        """Return the batch norm that a chain begins with, over a feature."""
+        """Return the batch norm that a chain begins with; its input is the `Feature` x."""
         bn = next(iter(chain))
         assert isinstance(bn, BatchNorm)
         return Norm(bn.name, x, self.space, may_fold, self.team)
@@ -250,10 +249,11 @@ class _Compiler:
         return Activation(norms, self.buffer(buffer, x), self.space, kept)
 
     def memory(self, kind: str, shape: tuple[int, ...]) -> Array:
-        """Return where a signal of the forward pass lies.
+        """Return the memory for a signal of the forward pass.
 
-        The backward pass reads every one again. Without it, a unit needs no more of a kind and shape than three
-        at a time: what it reads, its shortcut or inner signal, and what it writes.
+        The backward pass reads every signal again, so in training each has memory of its own. At test time a
+        unit needs at most three signals of a kind and shape at once: its input, its shortcut or inner signal,
+        and its output. So three arrays, used in turn, are enough.
         """
         if self.training:
             return empty(shape, self.space.dtype)
@@ -266,5 +266,5 @@ class _Compiler:
 
 
 def _stride(source: Activation, output: Feature | Activation) -> int:
-    """Return how many pixels of the input of a unit there are to one of its output, along a side."""
+    """Return the stride of a unit: the side of its input divided by the side of its output."""
     return source.shape[0] // output.shape[0]

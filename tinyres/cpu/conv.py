@@ -1,21 +1,21 @@
 """Convolution without building a matrix: row windows.
 
-With the padded input in memory as (H, W, C, N), the k pixels of a row that one output pixel reads, times the C
-channels of each, are k C neighbouring rows of N numbers:
+The padded input lies in memory as (H, W, C, N). In one row of pixels, an output pixel reads k pixels of C
+channels each. These are k C neighbouring rows of N numbers:
 
     pixel (h, w)      | C rows | C rows | C rows |         one window: a (3 C, N) matrix, and no copy
     pixel (h, w + 1)           | C rows | C rows | C rows |           the next one begins C rows later
 
-so a strided view *is* the im2col matrix of one kernel row, and k stacked products give the convolution:
+so a strided view *is* the im2col matrix for one row i of the weights, and k products give the convolution:
 
     y[h, w] = sum_i  W_i (C_out, k C)  @  window_i[h, w] (k C, N)
 
-An output row's products are added while they are still in cache. The data gradient is the same with the
-kernel turned by 180 degrees and the channels swapped (for a stride of 2 on dy with zeros in between), and the
-weight gradient multiplies the same windows by dy.
+The products of an output row are added while they are still in cache. The data gradient is a convolution of dy
+by the same method, with the weights turned by 180 degrees and their channels swapped (for a stride of 2, with
+zeros between the pixels of dy). The weight gradient multiplies the same windows by dy.
 
-A 3 x 3 convolution with a stride of 1 needs half the products: Winograd's F(4, 3), `tinyres.cpu.winograd`,
-goes along the height, four output rows at a time, and the row windows along the width.
+A 3 x 3 convolution with a stride of 1 needs only half the products: Winograd's F(4, 3), `tinyres.cpu.winograd`,
+is applied along the height, to four output rows at a time, and the row windows along the width.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def conv_forward(x: Array, w: Array, *, stride: int = 1) -> tuple[Array, ConvCac
 
 
 def conv_backward(dy: Array, cache: ConvCache) -> tuple[Array, Array]:
-    """Return dx and dw as `tinyres.layers.conv.conv_backward`."""
+    """Return dx and dw like `tinyres.layers.conv.conv_backward`."""
     x, w, stride = cache
     turned = w[:, :, ::-1, ::-1].transpose(1, 0, 2, 3)
     dx = _convolve(_spread(dy, x.shape[2:], stride), turned, 1)
@@ -108,7 +108,7 @@ def _weight_gradient_by_winograd(x: Array, dy: Array) -> Array:
 
 
 def _winograd_windows(x: Array) -> Iterator[Array]:
-    """Yield for every four output rows the windows (6, W, 3 C, N) of the transformed input, until the next."""
+    """Yield for every four output rows a view (6, W, 3 C, N) of the transformed input, changed by the next."""
     n, c, height, width = x.shape
     b_t = winograd.B_T.astype(x.dtype)
     padded = _padded(x, above=1, below=1 + -height % winograd.TILE, beside=0)
@@ -123,7 +123,7 @@ def _winograd_windows(x: Array) -> Iterator[Array]:
 
 
 def _padded(x: Array, *, above: int, below: int, beside: int) -> Array:
-    """Return x in (H, W, C, N) memory with zeros around, or x itself where it lies like that and needs none."""
+    """Return x as (H, W, C, N), contiguous, with zeros around it: a copy, unless x is that already."""
     n, c, h, w = x.shape
     pixels = x.transpose(2, 3, 1, 0)
     if not above and not below and not beside:
@@ -134,7 +134,7 @@ def _padded(x: Array, *, above: int, below: int, beside: int) -> Array:
 
 
 def _row_windows(x: Array, k: int, stride: int) -> Array:
-    """Return the view (k, H', W', k C, N): for kernel row i, what each output pixel reads, in order (j, c)."""
+    """Return the view (k, H', W', k C, N): the inputs (j, c) of each output at each row i of the weights."""
     n, c, h, w = x.shape
     border = k // 2
     padded = _padded(x, above=border, below=border, beside=border)
@@ -148,7 +148,7 @@ def _row_windows(x: Array, k: int, stride: int) -> Array:
 
 
 def _spread(dy: Array, size: tuple[int, ...], stride: int) -> Array:
-    """Put dy's pixels `stride` apart in an image of the given size, zeros in between."""
+    """Put the pixels of dy `stride` apart into images of the given size, with zeros in between."""
     if stride == 1:
         return dy
     n, c, _, _ = dy.shape

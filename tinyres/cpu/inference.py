@@ -1,4 +1,4 @@
-"""A network at test time through a plan: the forward half of a training step, with the running statistics."""
+"""A network at test time by a plan: the forward half of a training step, with the running statistics."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from tinyres.cpu.plan import Plan
 from tinyres.networks import Network, make_inference
 
 LARGEST = 64
-"""Images a plan takes at a time, at most: the tiles' size, as in training."""
+"""A plan computes at most so many images at once, so that tiles have the same size as in training."""
 
 
 class PlannedInference:
-    """Logits from images, by plans; one is kept for each size of mini-batch that occurs.
+    """Computes logits from images by plans; it keeps one plan for each size of mini-batch that occurs.
 
     Parameters
     ----------
     network : Network
     eps : float
-        What batch norm adds to the variance.
+        The number that batch norm adds to the variance.
     """
 
     def __init__(self, network: Network, eps: float) -> None:
@@ -40,7 +40,7 @@ class PlannedInference:
         return logits
 
     def plan(self, images: Array) -> Plan:
-        """Return the plan for images like these."""
+        """Return the plan for images of this shape and dtype."""
         shape = images.shape
         if shape not in self.plans:
             n, _, height, width = shape
@@ -49,12 +49,12 @@ class PlannedInference:
 
 
 class FastInference:
-    """A network at test time: planned where a plan can be made, else composed.
+    """A network at test time: by a plan where there is one, else layer by layer.
 
     Parameters
     ----------
     backend, network, state, eps
-        As of `tinyres.networks.make_inference`.
+        The arguments of `tinyres.networks.make_inference`.
     """
 
     def __init__(
@@ -70,5 +70,5 @@ class FastInference:
             check(self.network, *images.shape[2:])
         except PlanError:
             return self.composed(images)
-        with threadpool_limits(1, user_api="blas"):  # products of tiles are too small to share
+        with threadpool_limits(1, user_api="blas"):  # products of tiles are too small for threads
             return self.planned(self.state, images)

@@ -1,20 +1,20 @@
 """The three kinds of convolution as work on tiles, each forward and both gradients.
 
-A kernel walks over the output (forward) or over dy (backward) tile by tile. `forward(t)` returns the slice of
-output pixels that tile t has completed; `backward(t)` adds to the weight gradient and yields the slices of the
-input's gradient that are complete, with the ReLU's mask for them. It asks the activation for its input and the
-feature for its dy, so that batch norm and ReLU happen while a tile is in cache. Kernels know neither which
-layer they serve nor what its neighbours are: layers of the same shape share one, and with it its scratch space.
+A `Kernel` goes over the output (forward) or over dy (backward) tile by tile. `forward(t)` computes tile t and
+returns the slice of its output pixels. `backward(t)` adds tile t to the weight gradient, and yields the slices
+of the input's gradient that are now complete, with the ReLU's mask for them. A `Kernel` gets its input from an
+`Activation` and its dy from a `Feature`, which apply batch norm and ReLU while a tile is in cache. It knows
+neither its layer nor the layer's neighbours: layers of the same shape share one `Kernel` and its scratch space.
 
-Row windows. With (H + 2, C, n) in memory for a column of pixels, zeros above and below, the three pixels that
-an output pixel reads are 3 C neighbouring rows of n numbers:
+Row windows. A column of pixels lies in memory as (H + 2, C, n), with zeros above and below. So the three pixels
+that an output pixel reads are 3 C neighbouring rows of n numbers:
 
     h = 0   | C rows, zero | C rows | C rows |                  a (3 C, n) matrix that the weights
     h = 1                  | C rows | C rows | C rows |         multiply as it stands: the windows
     h = 2                           | C rows | C rows | ...     overlap in memory, nothing is copied
 
-That is the im2col matrix over the kernel's rows for free; along the width, Winograd's transform (stride 1) or
-one product for each of the kernel's columns (stride 2) does the rest.
+These windows are the im2col matrix for the three rows of the weights, without a copy. The columns of the
+weights are left to Winograd's transform (stride 1) or to one product for each column (stride 2).
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ from tinyres.cpu.signals import Feature, Patches, Source
 Finished = Iterator[tuple[slice, Array]]
 
 POINTWISE_BYTES = 1 << 19
-"""A 1 x 1 convolution's tile of its wider side, at most. On a core with 1 MB of cache, half of this makes a
-step 5 to 15 % slower; a column of 64 images has exactly this size in all three stages of a bottleneck net."""
+"""The most bytes in a tile of a 1 x 1 convolution, on the side (input or output) that has more channels. On a
+core with 1 MB of cache, half of this makes a step 5 to 15 % slower. A column of 64 images has exactly this size
+in all three stages of a bottleneck net."""
 FEWEST_ROWS = 8
-"""Pixels in such a tile, at least, so that the calls stay worth their while."""
+"""The fewest pixels in such a tile: with fewer, the calls themselves would take too much of the time."""
 
 
 def row_windows(column: Array, height: int, stride: int = 1, rows: int = 3) -> Array:
-    """Return the view (..., height, rows C, n) of padded columns (..., H + 2, C, n): see the module's head."""
+    """Return the view (..., height, rows C, n) of padded columns (..., H + 2, C, n); see this file's head."""
     *outer, _, channels, n = column.shape
     *outer_strides, row, channel, image = column.strides
     return as_strided(
@@ -70,10 +71,10 @@ class ConvShape(NamedTuple):
 
 
 class Kernel(ABC):
-    """What the three kinds have in common: sizes, scratch space, and for one pass an input and an output."""
+    """The base of the three kinds: sizes, scratch space, and for one pass an input and an output."""
 
     tiles: int
-    """How many tiles a pass takes."""
+    """The number of tiles in a pass."""
 
     def __init__(self, shape: ConvShape, space: Space) -> None:
         self.c_in, self.c_out, self.width, self.height, self.n, self.stride = shape
@@ -84,15 +85,15 @@ class Kernel(ABC):
 
     @abstractmethod
     def forward(self, t: int) -> slice:
-        """Compute tile t of the output and return which of its pixels that are."""
+        """Compute tile t of the output and return the slice of its pixels."""
 
     @abstractmethod
     def backward(self, t: int) -> Finished:
-        """Take tile t of dy; yield the pixels whose input gradient is finished, and the ReLU's mask there."""
+        """Process tile t of dy; yield the pixels whose input gradient is now complete, and the ReLU's mask."""
 
     @abstractmethod
     def weight_gradient(self) -> Array:
-        """Return dw, (C_out, C_in, k, k), once every tile was taken."""
+        """Return dw, (C_out, C_in, k, k), after `backward` of every tile."""
 
     def start(self, source: Source, output: Feature) -> None:
         """Begin a pass."""
@@ -100,7 +101,7 @@ class Kernel(ABC):
 
     @abstractmethod
     def start_forward(self, source: Source, output: Feature, w: Array) -> None:
-        """Begin a forward pass with the weights (C_out, C_in, k, k), the activation's factor in them."""
+        """Begin a forward pass with the weights (C_out, C_in, k, k) times the activation's factor."""
 
     @abstractmethod
     def start_backward(self, source: Source, output: Feature, w: Array) -> None:
@@ -112,7 +113,7 @@ class Kernel(ABC):
 
 
 class Pointwise(Kernel):
-    """1 x 1: one matrix product a pixel; a tile is a column or part of it, with a stride every second pixel."""
+    """1 x 1: one matrix product for each pixel. A tile is a column of output pixels or part of a column."""
 
     def __init__(self, shape: ConvShape, space: Space) -> None:
         super().__init__(shape, space)
@@ -136,11 +137,11 @@ class Pointwise(Kernel):
     def start_backward(self, source: Source, output: Feature, w: Array) -> None:
         """Begin a backward pass."""
         self.start(source, output)
-        self.weight_shape = w.shape  # of the first convolution, whose input are patches, (16, 3, 3, 3)
+        self.weight_shape = w.shape  # not (C_out, C_in, 1, 1) where the input is `Patches`: (16, 3, 3, 3)
         self.transposed = np.ascontiguousarray(w.reshape(self.c_out, self.c_in).T)
         self.dw = np.zeros((self.c_out, self.c_in), self.dtype)
         if self.stride > 1 and source.gradient is not None:
-            source.gradient.rows[...] = 0  # the pixels between
+            source.gradient.rows[...] = 0  # also at the pixels that the stride skips
 
     def read(self, t: int) -> slice:
         """Return the input pixels of tile t."""
@@ -179,8 +180,8 @@ class Pointwise(Kernel):
 class Winograd(Kernel):
     """3 x 3 with stride 1: F(4, 3) along the width, row windows along the height; a tile is four columns.
 
-    A tile of the output reads six columns of the activated input, from the one before the tile to the one
-    behind it; the first two were there for the tile before.
+    A tile of the output reads six columns of the activated input, from the column before the tile to the column
+    behind it. The first two of the six are already computed: the tile before read them too.
     """
 
     def __init__(self, shape: ConvShape, space: Space) -> None:
@@ -188,8 +189,8 @@ class Winograd(Kernel):
         c_in, c_out, height, n = self.c_in, self.c_out, self.height, self.n
         six, padded = winograd.POINTS, height + 2
         self.tiles = self.width // winograd.TILE
-        # the input columns -1 to W, of which -1 and W stay zero, as v's and dm's borders do: nobody else may
-        # have these three
+        # The input columns -1 to W. Columns -1 and W stay zero, like the borders of v and dm, so no other kind
+        # of `Kernel` may use these three arrays.
         self.inputs = space("inputs", (self.width + 2, height, c_in, n))
         self.masks = space("masks", (self.width, height, c_in * n), self.integer)
         self.v = space("v", (six, padded, c_in, n))
@@ -231,9 +232,10 @@ class Winograd(Kernel):
         return self.columns(first, winograd.TILE)
 
     def backward(self, t: int) -> Finished:
-        """Take tile t of dy; the last column of the input's gradient waits for the next tile's share.
+        """Process tile t of dy; the last two columns that it reaches are finished by the next tile.
 
-        The tile reaches six columns of that gradient, and the first two hold what the tile before gave them.
+        A tile adds to six columns of the input's gradient. The first two of them already hold a sum, from the
+        tile before.
         """
         first = t * winograd.TILE
         np.matmul(self.b_t, self._load(t, backward=True), out=self.v_strips)
@@ -264,7 +266,7 @@ class Winograd(Kernel):
         return -winograd.transform_weight_gradient(du)
 
     def _load(self, t: int, backward: bool) -> Array:
-        """Return the strips of the six columns that tile t reads, of which the first two are mostly there."""
+        """Return the strips of the six columns that tile t reads; the tile before has loaded the first two."""
         first = t * winograd.TILE
         begin, end = first + (t > 0), min(first + winograd.TILE + 1, self.width)
         inputs = self.inputs[begin + 1 : end + 1].reshape((end - begin) * self.height, -1)
@@ -280,14 +282,14 @@ class Winograd(Kernel):
 
 
 class Strided(Kernel):
-    """3 x 3 with stride 2: a tile is one output column, three products of row windows that step by two."""
+    """3 x 3 with stride 2: a tile is one output column, from three products of row windows with stride 2."""
 
     def __init__(self, shape: ConvShape, space: Space) -> None:
         super().__init__(shape, space)
         c_in, c_out, n = self.c_in, self.c_out, self.n
         self.tiles = self.width // 2
         rows = self.out_height
-        # the input columns -1, 0, 1, 2, ... with a row of zeros above and below, column -1 zero
+        # the input columns -1, 0, 1, 2, ...: column -1 is zero, as is a row above and a row below the others
         self.padded = space("strided input", (self.width + 1, self.height + 2, c_in, n))
         self.windows = row_windows(self.padded, rows, stride=2)  # (W + 1, H', 3 C_in, n)
         self.masks = space("strided masks", (self.width, self.height, c_in * n), self.integer)
@@ -299,12 +301,12 @@ class Strided(Kernel):
         self.products = space("strided products", (rows, 3 * c_in, c_out))
 
     def start_forward(self, source: Source, output: Feature, w: Array) -> None:
-        """Begin a forward pass: sort the weights by kernel column."""
+        """Begin a forward pass: sort the weights by their column."""
         self.start(source, output)
         self.by_column = np.ascontiguousarray(w.transpose(3, 0, 2, 1)).reshape(3, self.c_out, 3 * self.c_in)
 
     def start_backward(self, source: Source, output: Feature, w: Array) -> None:
-        """Begin a backward pass: sort the weights by kernel column, and by the parity of the input row."""
+        """Begin a backward pass: sort the weights by their column and by the parity of the input row."""
         self.start(source, output)
         taps = w.transpose(3, 2, 1, 0)  # (kw, kh, C_in, C_out)
         self.even = np.ascontiguousarray(taps[:, 1])
@@ -326,7 +328,7 @@ class Strided(Kernel):
         return self.pixels(t)
 
     def backward(self, t: int) -> Finished:
-        """Take tile t of dy, which completes the input columns 2t - 1 and 2t."""
+        """Process tile t of dy, which completes the input columns 2t - 1 and 2t."""
         self._activate(t, backward=True)
         self.dy[:-1] = self.output.load_gradient(self.pixels(t)).reshape(self.term.shape)
         np.copyto(self.dy_transposed, self.dy[:-1].swapaxes(1, 2))
@@ -336,8 +338,9 @@ class Strided(Kernel):
 
         assert self.source.gradient is not None
         z = self.source.gradient.columns
-        # kernel column j of output column t read input column 2t + j - 1; an even input row was read by the
-        # kernel's middle row, an odd one by its last row and, for the next output row, by its first
+        # For output column t, column j of the weights read input column 2t + j - 1. The middle row of the
+        # weights read the even input rows. An odd input row was read by the last row of the weights and, for
+        # the next output row, by the first row of the weights.
         for parity, weights, dy in ((0, self.even, self.dy[:-1]), (1, self.odd, self.dy_pairs)):
             if t:
                 np.matmul(weights[0], dy, out=self.term_in)
@@ -356,7 +359,7 @@ class Strided(Kernel):
         return -by_column.transpose(3, 2, 1, 0)
 
     def _activate(self, t: int, backward: bool) -> None:
-        """Fill the two padded input columns that output column t is the first to read."""
+        """Fill the two padded input columns that no output column before t has read."""
         for column in (2 * t, 2 * t + 1):
             inside = self.padded[column + 1, 1:-1].reshape(self.height, -1)
             if backward:

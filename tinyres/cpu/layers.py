@@ -1,8 +1,8 @@
 """The layers of a plan: convolutions, option A, and the head, each with its forward and its backward pass.
 
-The loop over tiles stands here, once: a kernel computes a tile, the feature behind it adds the shortcut and
-measures it; on the way back the kernel finishes a tile of the input's gradient, the activation adds the
-shortcut's share, applies the ReLU's mask and sums it for batch norm.
+The loop over tiles stands here, once. Forward, a `Kernel` computes a tile, and the `Feature` behind it adds the
+shortcut and sums the tile's moments. Backward, the `Kernel` finishes a tile of the input's gradient, and the
+`Activation` adds the shortcut's share, applies the ReLU's mask and sums the tile for batch norm.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ConvLayer:
         self.source.evaluated = True
 
     def backward(self, params: Mapping[str, Array]) -> Gradients:
-        """Compute the source's gradient, tile by tile; return the weights' and those of its batch norm."""
+        """Compute the source's gradient, tile by tile; return the gradients of weights, gamma and beta."""
         source, w = self.source, self._scaled(params[self.weight])
         self.kernel.start_backward(source, self.output, w)
         for t in range(self.kernel.tiles):
@@ -52,14 +52,14 @@ class ConvLayer:
         return gradients
 
     def _scaled(self, w: Array) -> Array:
-        """Multiply (C_out, C_in, k, k) by the factor that the source left to the weights."""
+        """Multiply (C_out, C_in, k, k) by the factor that the source leaves to the weights."""
         scaled: Array = w * self.source.factor.astype(w.dtype)[:, None, None]
         return scaled
 
 
 @dataclass
 class SubsampleLayer:
-    """Option A: every `stride`-th pixel of a kept activation, channels of zeros appended."""
+    """Option A: takes every `stride`-th pixel of a kept activation and appends channels of zeros."""
 
     source: Activation
     output: Tensor
@@ -97,7 +97,7 @@ class Head:
         self.logits, self.cache = LAYERS["linear"].forward(self.pooled, params["fc.weight"], params["fc.bias"])
 
     def backward(self, dlogits: Array) -> Gradients:
-        """Write the gradient of the last activation; return those of its batch norm and the linear layer."""
+        """Write the last activation's gradient; return the gradients of its batch norm and the linear layer."""
         width, height, channels, n = self.source.gradient.shape
         dpooled, dw, db = LAYERS["linear"].backward(dlogits, self.cache)
         dz = dpooled.T * (self.source.factor[:, None] / (width * height))

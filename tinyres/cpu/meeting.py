@@ -1,13 +1,14 @@
-"""Where the replicas of one group of batch norm meet: a few sums, through shared memory.
+"""How the replicas that share a group of batch norm exchange a few sums: through shared memory.
 
-With more cores than groups, several replicas share a group, and batch norm needs the moments of all its
-images, forward, and two sums over all of them, backward: 2C numbers each. A message through a pipe would take
-longer than some of the tiles in between, so each replica writes its numbers on a board that all of them see,
-raises its count, and spins until the others have raised theirs. All add up in the same order and get the same
-bits.
+With more cores than groups, several replicas share a group. Batch norm then needs the moments of all images of
+the group in the forward pass, and two sums over all of them in the backward pass: 2C numbers each. An exchange
+of these numbers is called a meeting. A message through a pipe would take longer than the work on some tiles. So
+each replica writes its numbers on a board in shared memory, raises its count, and spins until the counts of the
+other replicas are as high. All replicas add the numbers in the same order, so they get the same bits.
 
-A board has two pages, used by turns. Whoever writes on a page for the second time has met the others in
-between, so they have read what stood there before: one wait a meeting is enough.
+A board has two pages; meetings use them alternately. Before a replica writes on a page again, it has waited for
+the others in the meeting in between. They came to that meeting only after they had read the old numbers on this
+page. So a replica has to wait only once in each meeting.
 """
 
 from __future__ import annotations
@@ -22,26 +23,26 @@ from tinyres.array import Array
 from tinyres.chain import Moments
 from tinyres.cpu.memory import empty
 
-PATIENT_TURNS = 200  # of a spinning replica, before it lets others have the core
-WATCH_EVERY = 1000  # turns between looks at whether the others still run
-MEETINGS = 1 << 20  # in a step, at most
+PATIENT_TURNS = 200  # of a spinning replica, before it yields its core to other processes
+WATCH_EVERY = 1000  # turns between two checks that the others still run
+MEETINGS = 1 << 20  # in one step, at most
 LINE = 8  # int64 in a cache line: counts of different replicas lie in different ones
 
 
 class Abandoned(Exception):
-    """Another replica failed, and nobody will come to the meeting."""
+    """Another replica failed, so it will not come to the meeting."""
 
 
 class Board:
-    """Shared memory for the meetings of some replicas; made before they fork.
+    """Shared memory for the meetings of some replicas; made before the replicas fork.
 
     Parameters
     ----------
     replicas : int
     channels : int
-        At most so many in a batch norm.
+        The most channels that a batch norm has.
     watch : callable
-        Raises an exception if another process is gone.
+        A function that raises an exception if another process is gone.
     """
 
     def __init__(self, replicas: int, channels: int, watch: Callable[[], None]) -> None:
@@ -52,43 +53,43 @@ class Board:
         self.step = 0
 
     def begin(self) -> None:
-        """Begin a step; every replica does, also one without a share."""
+        """Begin a step; every replica calls this, also a replica without images."""
         self.step += 1
 
     def abandon(self) -> None:
-        """Let nobody wait for this replica in the present step."""
+        """Tell the other replicas not to wait for this one in the present step."""
         self.failed[0] = self.step
 
 
 class Team:
-    """The replicas that share a group; a team of one meets nobody.
+    """The replicas that share a group; a team of one exchanges nothing.
 
     Parameters
     ----------
     board : Board or None
         None for a team of one.
     members : range
-        Numbers of the replicas.
+        The numbers of the replicas.
     own : int
-        This one's number.
+        The number of the replica that holds this object.
     """
 
     def __init__(self, board: Board | None = None, members: range = range(1), own: int = 0) -> None:
         self.board, self.members, self.own = board, members, own
         self.size = len(members)
         self.step = self.count = 0
-        # A lock taken and released is a barrier to memory: nobody sees the count before the numbers.
+        # To take and release a lock is a memory barrier: no replica sees the count before the numbers.
         self.fence = threading.Lock()
 
     def sum(self, values: Array) -> Array:
-        """Return the sum of everybody's values, any shape, in float64."""
+        """Return the sum of the values of all members, any shape, in float64."""
         if self.size == 1:
             return values
         total: Array = self.gather(values).sum(axis=0).reshape(values.shape)
         return total
 
     def merge(self, moments: Moments) -> Moments:
-        """Merge everybody's moments of equally many values, (1, C), by Chan's formula."""
+        """Merge the moments (1, C) of all members by Chan's formula; each has as many values."""
         if self.size == 1:
             return moments
         own = np.concatenate([moments.mean[0], moments.var[0]])
@@ -98,7 +99,7 @@ class Team:
         return Moments(mean, var, self.size * moments.values)
 
     def gather(self, values: Array) -> Array:
-        """Return everybody's values: (members, size of values)."""
+        """Return the values of all members: (members, size of values), float64."""
         board = self.board
         assert board is not None
         if self.step != board.step:

@@ -1,8 +1,8 @@
-"""A network compiled for one group of n images; running it is a forward and a backward pass.
+"""A plan: a network compiled for one group of n images. To run it is a forward and a backward pass.
 
-Groups of batch norm know nothing of one another, so each is a pass of its own and a mini-batch is as many
-passes as it has groups: half the memory for two groups on one core, and no traffic between processes that take
-one group each.
+Groups of batch norm do not depend on one another, so each group has a forward and a backward pass of its own.
+With two groups on one core this takes half the memory. With one group in each process, the processes exchange
+nothing during a pass.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from tinyres.layers import LAYERS
 from tinyres.networks import Network
 
 BUFFER_SIZE = 256
-"""Elements of a ufunc's buffer. With NumPy's default, 8192, ufuncs over short rows copy their operands first:
-0.23 ns an element against 0.16."""
+"""Elements in a ufunc's buffer. With NumPy's default, 8192, ufuncs over short rows copy their operands first
+and take 0.23 ns for an element instead of 0.16."""
 
 
 @contextmanager
 def small_buffers() -> Iterator[None]:
-    """Let ufuncs have buffers of `BUFFER_SIZE`."""
+    """Give ufuncs buffers of `BUFFER_SIZE` elements inside the block."""
     before = np.setbufsize(BUFFER_SIZE)
     try:
         yield
@@ -44,20 +44,20 @@ class Plan:
     ----------
     network : Network
     n : int
-        Images, at least 1.
+        The number of images, at least 1.
     height, width : int
         Of the images, in pixels.
     dtype : dtype
         float32 or float64.
     training : bool
-        Whether it is for `run`; else for `infer`, and needs a fraction of the memory.
+        Whether the plan is for `run`; else it is for `infer`, and needs a fraction of the memory.
     team : Team
-        The replicas that share the group, each with as many images.
+        The replicas that share the group, each with n images.
 
     Raises
     ------
     PlanError
-        If the network or the size of the images is not among what plans know.
+        If there is no plan for this network or for images of this size.
     """
 
     def __init__(
@@ -87,9 +87,9 @@ class Plan:
         images : array, (n, 3, H, W)
         labels : array of int, (n,)
         share : float
-            What the summed loss is multiplied by before it is differentiated: 1 / the whole mini-batch's size.
+            The factor of the summed loss that is differentiated: 1 / the number of images in the mini-batch.
         eps : float
-            What batch norm adds to the variance.
+            The number that batch norm adds to the variance.
 
         Returns
         -------
@@ -108,7 +108,7 @@ class Plan:
     def infer(self, params: Mapping[str, Array], images: Array, eps: float) -> Array:
         """Return the logits (n, classes) of images (n, 3, H, W) at test time.
 
-        Parameters are those of `run`; `params` holds the running statistics, too.
+        The parameters are those of `run`; here `params` must hold the running statistics, too.
         """
         with small_buffers():
             return self._forward(params, images, eps)[0]

@@ -1,14 +1,15 @@
 """Worker processes that take a share of every step: data parallelism on one machine.
 
-Python threads do not scale here (tiles of a tenth of a millisecond hand the interpreter's lock over all the
-time), processes do. The workers are forked, so they have the network and the data set without a copy; numbers
-travel through anonymous shared mappings made before the fork, which nothing can leave behind, and a pipe to
-each worker carries the iteration to run and, back, a few numbers or the text of an exception. That is two
-messages a step. Where several replicas share a group of batch norm, they meet on a board besides: meeting.py.
+Processes scale here; Python threads do not, because the work on a tile takes a tenth of a millisecond and the
+interpreter's lock would change hands after each. The workers are forked, so they have the network and the data
+set without a copy. Parameters and gradients lie in anonymous shared mappings, made before the fork; the system
+frees them when the last process ends. Each worker has a pipe: it brings the number of the iteration to run, and
+takes back a few numbers or the text of an exception, so two messages a step. Replicas that share a group of
+batch norm also exchange sums through a board: meeting.py.
 
-A forked worker holds a copy of every pipe's other end, so it never sees end-of-file when the parent dies: while
-it waits it looks every second at whether its parent is still the same. It ignores Ctrl-C, which a terminal
-sends to all processes; the parent decides.
+A forked worker holds a copy of the other end of every pipe, so it never sees end-of-file when the parent dies.
+Instead, while it waits, it checks every second that its parent is still the same. It ignores Ctrl-C, which a
+terminal sends to all processes: the parent decides what to do.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from threadpoolctl import ThreadpoolController
 from tinyres.cpu.meeting import Abandoned
 from tinyres.system.platform import fork_context, on_termination
 
-HEARTBEAT = 1.0  # seconds between looks at whether the other side is alive
-PATIENCE = 5.0  # seconds a worker has to leave before it is killed
+HEARTBEAT = 1.0  # seconds between two checks that the other side is alive
+PATIENCE = 5.0  # seconds that a worker has to end by itself before it is killed
 
 
 class Replicas:
-    """R processes that run the same function of (replica, request); the caller's own is replica 0.
+    """R processes that run the same function of (replica, request); the calling process is replica 0.
 
     Parameters
     ----------
@@ -57,12 +58,12 @@ class Replicas:
         self._finalizer = weakref.finalize(self, _dismiss, self.workers)
 
     def start(self, work: Callable[[int, Any], Any]) -> None:
-        """Fork R - 1 workers; what they inherit is what there is now.
+        """Fork R - 1 workers; each inherits a copy of all objects as they are now.
 
         Parameters
         ----------
         work : callable
-            ``work(replica, request)``; both what a worker is asked for and what it returns are pickled.
+            Called as ``work(replica, request)``. A worker's request and its answer are pickled.
         """
         self.work = work
         for replica in range(1, self.count):
@@ -71,14 +72,14 @@ class Replicas:
             arguments = (replica, work, there, self.parent, self.blas)
             worker = context.Process(target=_serve, args=arguments, name=f"replica {replica}", daemon=True)
             with warnings.catch_warnings():
-                # Python 3.12 warns of threads; BLAS's own, the only ones here, survive a fork.
+                # Python 3.12 warns of threads. The only ones here are those of BLAS, which survive a fork.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 worker.start()
             there.close()
             self.workers.append((worker, here))
 
     def watch(self) -> None:
-        """Raise `Abandoned` if a process is gone that this one may be waiting for."""
+        """Raise `Abandoned` if a process has ended that this one may be waiting for."""
         gone = self._gone() if os.getpid() == self.parent else os.getppid() != self.parent
         if gone:
             raise Abandoned
@@ -89,21 +90,21 @@ class Replicas:
             raise RuntimeError("this step was closed, or a replica of it failed: make a new one.")
         self.ticket += 1
         for (_, connection), request in zip(self.workers, requests[1:], strict=True):
-            with suppress(ConnectionError):  # a worker that is gone is reported below
+            with suppress(ConnectionError):  # a worker that has ended is reported below
                 connection.send((self.ticket, request))
         try:
-            with self.blas.limit(limits=1, user_api="blas"):  # products of tiles are too small to share
+            with self.blas.limit(limits=1, user_api="blas"):  # products of tiles are too small for threads
                 results = [self.work(0, requests[0])]
-        except Abandoned:  # by a worker, whose answer says why
+        except Abandoned:  # a worker failed, and its answer says why
             results = []
         return results + [self._answer(replica) for replica in range(1, self.count)]
 
     def close(self) -> None:
-        """Send the workers home."""
+        """End the worker processes."""
         self._finalizer()
 
     def _answer(self, replica: int) -> Any:
-        """Return a worker's answer to the present ticket; what is left of an interrupted step is dropped."""
+        """Return a worker's answer to the present ticket; answers to an interrupted step are dropped."""
         _, connection = self.workers[replica - 1]
         gone = ""
         try:
@@ -124,7 +125,7 @@ class Replicas:
         raise RuntimeError(gone)
 
     def _gone(self) -> str:
-        """Say which worker is gone; an empty string if none is."""
+        """Say which worker has ended; return an empty string if none has."""
         for replica, (worker, _) in enumerate(self.workers, 1):
             if not worker.is_alive():
                 return f"replica {replica} is gone (exit code {worker.exitcode})."
@@ -138,7 +139,7 @@ def _serve(
     parent: int,
     blas: ThreadpoolController,
 ) -> None:
-    """Answer requests until there is nobody left to ask: a worker's whole life."""
+    """Run a worker: answer requests until the parent sends None or has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     on_termination(signal.SIG_DFL)
     with blas.limit(limits=1, user_api="blas"), suppress(EOFError, ConnectionError):  # the parent is gone
@@ -151,7 +152,7 @@ def _serve(
                 return
             try:
                 answer = ticket, work(replica, request), ""
-            except Abandoned:  # whoever failed says why
+            except Abandoned:  # the replica that failed says why
                 answer = ticket, None, ""
             except BaseException:
                 answer = ticket, None, traceback.format_exc()
@@ -159,7 +160,7 @@ def _serve(
 
 
 def _dismiss(workers: list[tuple[BaseProcess, Connection]]) -> None:
-    """Ask the workers to leave, wait, kill whoever stays."""
+    """Ask the workers to end, wait, and kill those that still run."""
     for worker, connection in workers:
         if worker.is_alive():
             try:
@@ -177,9 +178,9 @@ def _dismiss(workers: list[tuple[BaseProcess, Connection]]) -> None:
 
 @contextmanager
 def interrupts_deferred() -> Iterator[None]:
-    """Let a Ctrl-C wait until the end of the block, so that it finds a whole step done.
+    """Let a Ctrl-C wait until the end of the block, so that it never leaves half a step.
 
-    Only where Python's own handler would raise KeyboardInterrupt: a program with a handler of its own keeps it.
+    This applies only where Python's own handler would raise KeyboardInterrupt; other handlers stay as they are.
     """
     ours = threading.current_thread() is threading.main_thread()
     if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:

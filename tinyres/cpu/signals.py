@@ -1,21 +1,24 @@
-"""What flows between the convolutions of a plan: features, batch norms, activations, and their gradients.
+"""The signals between the convolutions of a plan (`Feature`, `Norm`, `Activation`) and their gradients.
 
-A plan runs one group of batch norm, n images, and everything lies in memory as (W, H, C, n): columns of pixels
-outermost, images innermost. Element-wise work sees the pixels as rows of C n numbers, against which whatever
-differs by channel is one row vector; a slice of those rows is a *tile*, small enough for the cache.
+A plan runs one group of batch norm, n images. All signals lie in memory as (W, H, C, n): columns of pixels
+outermost, images innermost. For element-wise work a signal is a matrix with one row of C n numbers for each
+pixel, so that numbers which differ by channel form one row vector. A slice of these rows is a *tile*, small
+enough for the cache.
 
-Batch norm is never applied to a whole tensor. A `Feature`, the output of a convolution, is measured tile by
-tile while it is written; `Activation.load` computes ReLU(BN(x)) of a tile when the next convolution asks for
-it, once forward and once more backward; and the gradient of batch norm, which is affine in what it is given,
+Batch norm is never applied to a whole tensor. The moments of a `Feature`, the output x of a convolution, are
+summed tile by tile while it is written. `Activation.load` computes ReLU(BN(x)) of a tile when the next
+convolution needs the tile, once in the forward pass and once more in the backward pass. The gradient of batch
+norm is affine in the gradient z at its output,
 
     dx = a z + b x + d,    a = s,  b = -s rstd mean(z x^),  d = -s mean(z) - b mean(x),   s = gamma rstd
 
-is applied when the convolution before it asks for its dy (`Feature.load_gradient`). So each tensor crosses the
-memory bus about once for each convolution that reads or writes it.
+and is computed when the convolution before batch norm needs its dy (`Feature.load_gradient`). So each tensor
+crosses the memory bus about once for each convolution that reads or writes it.
 
-Folding. For gamma > 0, ReLU(s x + shift) = s ReLU(x - tau) with tau = mean - beta / s: one pass less over the
-tile, and the factor s goes into the weights of the convolution that reads it, of which there are few. The
-gradient z then comes out s times as large, which saves the multiplication by a as well.
+Folded norms. For gamma > 0, ReLU(s x + shift) = s ReLU(x - tau) with tau = mean - beta / s. A norm is *folded*
+if it uses the right side and leaves the factor s to the next convolution, whose few weights are multiplied by
+s. This saves one pass over the tile. The gradient z then comes out s times as large, which saves the
+multiplication by a as well.
 """
 
 from __future__ import annotations
@@ -31,11 +34,11 @@ from tinyres.chain import Gradients, Moments
 from tinyres.cpu.meeting import ALONE, Team
 from tinyres.cpu.memory import Space, empty
 
-SMALLEST_FOLDABLE = 1e-3  # of |gamma| / |beta|: below, tau would cost digits
+SMALLEST_FOLDABLE = 1e-3  # of |gamma| / |beta|: with less, tau would lose digits
 
 
 class Tensor:
-    """Numbers at W x H pixels, C channels of n images, seen in three ways."""
+    """Numbers at W x H pixels, in C channels, of n images; with three views of them."""
 
     def __init__(self, values: Array) -> None:
         self.columns = values  # (W, H, C, n)
@@ -45,26 +48,27 @@ class Tensor:
 
 
 class Feature(Tensor):
-    """The output x of a convolution, the moments of its values, and how its gradient is found.
+    """The output x of a convolution, with the moments of its values and the way to its gradient.
 
-    The moments are centred: sums of x - p and of its square, over the pixels of an image in float32, over
-    images in float64, where the pilot p of a channel is its mean over the first tile. E[x^2] - E[x]^2 would
-    lose digits wherever a mean is large. Here var = E[(x - p)^2] - E[x - p]^2 loses none that matter: the tile
-    is one of T equal parts, so (p - mean)^2 is at most T times the variance.
+    The moments are computed from centred values: the sums of x - p and of its square, where the pilot p of a
+    channel is the channel's mean over the first tile. Sums over the pixels of an image are in float32, sums
+    over images in float64. E[x^2] - E[x]^2 would lose digits where a mean is large. Here var = E[(x - p)^2] -
+    E[x - p]^2 loses few: the first tile is one of T equal parts, so (p - mean)^2 is at most T times the
+    variance.
 
     Attributes
     ----------
     norm : Norm or None
-        The batch norm that reads it.
+        The batch norm that reads x.
     residual : Tensor or None
-        What is added to the convolution's output: the shortcut of a pre-activation unit.
+        The tensor that is added to the convolution's output: the shortcut of a pre-activation unit.
     trunk : Tensor or None
-        Where its gradient is kept because a shortcut needs it too.
+        The buffer that keeps the gradient at x where a shortcut needs it too.
     joins : bool
-        Whether an identity shortcut reads it as it is, so that `trunk` already holds the gradient of x_{l+1}
-        and its own is added: Eq. (5).
+        Whether an identity shortcut reads x itself. Then `trunk` already holds the gradient of x_{l+1}, and the
+        gradient through batch norm is added to it: Eq. (5).
     measured : bool
-        Whether its moments are taken; at test time nobody wants them.
+        Whether its moments are summed; at test time they are not needed.
     """
 
     def __init__(self, values: Array, space: Space, *, measured: bool = True) -> None:
@@ -84,7 +88,7 @@ class Feature(Tensor):
         self.begun = False
 
     def complete(self, tile: slice) -> None:
-        """Take a tile that has been written: add the shortcut, measure."""
+        """Finish a tile that a convolution has written: add the shortcut, add the tile to the moments."""
         x = self.rows[tile]
         if self.residual is not None:
             np.add(x, self.residual.rows[tile], out=x)
@@ -103,7 +107,7 @@ class Feature(Tensor):
         self.sums[1] += np.matmul(ones, deviation)
 
     def moments(self) -> Moments:
-        """Return mean and variance of what the tiles held: (1, C) in float64."""
+        """Return mean and variance of the values in all tiles: (1, C) in float64."""
         width, height, _, n = self.shape
         count = width * height * n
         mean, square = (self.over_images(sums).sum(axis=1, dtype=np.float64) / count for sums in self.sums)
@@ -117,7 +121,7 @@ class Feature(Tensor):
 
     def load_gradient(self, tile: slice) -> Array:
         """Return a tile of the loss's gradient at x, (rows, C n)."""
-        if self.norm is None:  # a projection that was added to the residual: d(s + F) is the gradient of both
+        if self.norm is None:  # x is a projection s that was added to F: the gradient at s + F is that of both
             assert self.trunk is not None
             return self.trunk.rows[tile]
         if self.trunk is None:
@@ -132,15 +136,15 @@ class Feature(Tensor):
 
 
 class Norm:
-    """A batch norm over a feature x, as the few vectors that applying it takes.
+    """A batch norm of a `Feature` x, as the few vectors that are needed to apply it.
 
     Parameters
     ----------
     name : str
-        Of its parameters.
+        The first part of its parameters' names.
     x : Feature
     may_fold : bool
-        Whether only convolutions read the ReLU behind it.
+        Whether only convolutions read the ReLU behind it, so that the norm may be folded.
     team : Team
         The replicas that share the group of images.
     """
@@ -148,7 +152,7 @@ class Norm:
     def __init__(self, name: str, x: Feature, space: Space, may_fold: bool, team: Team = ALONE) -> None:
         self.name, self.x, self.may_fold, self.space, self.team = name, x, may_fold, space, team
         x.norm = self
-        self.gradient: Tensor | None = None  # z, at the output of batch norm; the activation's
+        self.gradient: Tensor | None = None  # z, at the output of batch norm: the activation's `gradient`
         _, _, self.channels, self.n = x.shape
         names = ("center", "scale", "shift", "mean", "a", "b", "d")
         vectors = np.zeros((len(names), self.channels * self.n), space.dtype)
@@ -156,14 +160,14 @@ class Norm:
         self.folded = False
 
     def ones(self, length: int) -> Array:
-        """Return the row that sums: a product with ones is the fastest sum over rows."""
+        """Return a row of ones: a matrix product with it is the fastest sum over rows."""
         ones = self.space("ones", (length,))
         if not ones[0]:
             ones[...] = 1
         return ones
 
     def prepare(self, params: Mapping[str, Array], eps: float) -> Moments:
-        """Turn parameters and moments (x's; at test time, running ones) into vectors; return the moments."""
+        """Compute the vectors from parameters and moments (of x, or running ones); return the moments."""
         moments = self.team.merge(self.x.moments()) if self.x.measured else self.running_moments(params)
         self.mean, var, self.values = moments.mean[0], moments.var[0], moments.values
         gamma, beta = (params[self.name + suffix].astype(np.float64) for suffix in (".weight", ".bias"))
@@ -184,7 +188,7 @@ class Norm:
         return moments
 
     def running_moments(self, params: Mapping[str, Array]) -> Moments:
-        """Return what training has left of all mini-batches' moments: (1, C) in float64."""
+        """Return the running moments: (1, C) in float64."""
         mean, var = (params[f"{self.name}.running_{what}"].astype(np.float64) for what in ("mean", "var"))
         return Moments(mean[None], var[None], 0)
 
@@ -193,7 +197,7 @@ class Norm:
         row.reshape(self.channels, self.n)[...] = values[:, None]
 
     def load(self, tile: slice, out: Array) -> Array:
-        """Write u, BN(x) divided by `factor`, for the rows of a tile."""
+        """Write u = BN(x) / factor for the rows of a tile."""
         x = self.x.rows[tile]
         if self.folded:
             np.subtract(x, self.center, out=out)
@@ -203,7 +207,7 @@ class Norm:
         return out
 
     def load_negative(self, tile: slice, out: Array) -> Array:
-        """Write -u: its sign bit is set where the ReLU lets the signal through."""
+        """Write -u for the rows of a tile: its sign bit is set where the ReLU lets the signal through."""
         x = self.x.rows[tile]
         if self.folded:
             np.subtract(self.center, x, out=out)
@@ -214,9 +218,9 @@ class Norm:
         return out
 
     def collect(self, tile: slice, z: Array) -> None:
-        """Take a finished tile of z: the two sums of BN's backward, of z and of z (x - mean).
+        """Add a finished tile of z to the two sums of BN's backward pass, of z and of z (x - mean).
 
-        Where the norm is folded the second one comes from `weigh`, which saves three passes over the tile.
+        For a folded norm the second sum comes from `weigh`, which saves three passes over the tile.
         """
         ones = self.ones(len(z))
         self.sum_z += np.matmul(ones, z)
@@ -228,15 +232,16 @@ class Norm:
         self.sum_zx += np.matmul(ones, product)
 
     def weigh(self, sum_za: Array) -> None:
-        """Take the share of sum(z a), (C,), that one reader of the activation a knows.
+        """Add the share of sum(z a), (C,), that one convolution contributes; a is the activation that it reads.
 
-        A convolution's <a, z> is <w, dw>, channel by channel: both are sum_{o,i,j} w (dy * a). And where the
-        ReLU lets through, a is u = x - center, elsewhere z is 0, so that sum(z a) is sum(z (x - center)).
+        A convolution gets <a, z> from its weights, channel by channel, as <w, dw>: both are sum_{o,i,j} w (dy *
+        a). Where the ReLU lets the signal through, a is u = x - center; elsewhere z is 0. So sum(z a) is sum(z
+        (x - center)).
         """
         self.sum_zu += sum_za
 
     def differentiate(self) -> Gradients:
-        """Turn the sums into the affine map of BN's backward; return this share of dgamma and dbeta by name."""
+        """Turn the sums into the affine map of BN's backward; return this replica's dgamma and dbeta."""
         sums = (s.reshape(self.channels, self.n) for s in (self.sum_z, self.sum_zx))
         sum_z, sum_zx = (s.sum(axis=1, dtype=np.float64) for s in sums)
         if self.folded:
@@ -263,13 +268,13 @@ class Norm:
 
 @dataclass
 class ShortcutGradient:
-    """What a shortcut adds to the gradient at an activation: channel by channel, at every `stride`-th pixel."""
+    """The gradient that a shortcut adds at an activation: to the first channels, at every `stride`-th pixel."""
 
     tensor: Tensor
     stride: int = 1
 
     def add(self, tile: slice, z: Tensor) -> None:
-        """Add it to the rows of z that a tile has: some columns or, of one column, some rows."""
+        """Add it to one tile of z; a tile is some columns, or some rows of one column."""
         _, height, channels, _ = z.shape
         if self.stride == 1:
             part = z.rows[tile]
@@ -285,20 +290,20 @@ class ShortcutGradient:
 
 @dataclass
 class Activation:
-    """relu(BN(x)), or relu(BN(x) + s) as in the original unit, which convolutions and shortcuts read.
+    """relu(BN(x)), or relu(BN(x) + s) in the original unit: the signal that convolutions and shortcuts read.
 
     Attributes
     ----------
     norms : list of Norm
-        Of x; and of s where that is a projection with batch norm of its own (original units, option B).
+        The norm of x; and that of s where s is a projection with its own norm (original units, option B).
     gradient : Tensor
-        z: at the output of batch norm, behind the ReLU's mask.
+        z, the gradient at the output of batch norm: the ReLU's mask is already applied.
     kept : Tensor or None
-        The activation itself, where a shortcut reads it; else it is computed whenever it is asked for.
+        The activation itself, where a shortcut reads it; else it is computed again for each reader.
     residual : Tensor or None
-        s, where that is an activation itself.
+        s, where s has no batch norm of its own.
     shortcut_gradient : ShortcutGradient or None
-        What joins z besides the convolution's share.
+        The shortcut's share of z; it is added to the convolution's.
     """
 
     norms: list[Norm]
@@ -325,12 +330,12 @@ class Activation:
 
     @property
     def factor(self) -> Array:
-        """What the weights that read this activation are multiplied by, channel by channel."""
+        """The factor, channel by channel, that the weights which read this activation are multiplied by."""
         factor: Array = self.norms[0].factor
         return factor
 
     def load(self, tile: slice, scratch: Array) -> Array:
-        """Return the rows of a tile, divided by `factor`."""
+        """Return the rows of a tile of the activation, divided by `factor`."""
         if self.kept is not None:
             scratch = self.kept.rows[tile]
             if self.evaluated:
@@ -340,14 +345,14 @@ class Activation:
             np.add(scratch, self.norms[1].load(tile, self.space("elementwise", scratch.shape)), out=scratch)
         if self.residual is not None:
             np.add(scratch, self.residual.rows[tile], out=scratch)
-        np.maximum(scratch, self.zero, out=scratch)  # a row of zeros: half the time of the number 0
+        np.maximum(scratch, self.zero, out=scratch)  # a row of zeros takes half the time of the number 0
         return scratch
 
     def reload(self, tile: slice, scratch: Array, mask: Array) -> Array:
-        """Return *minus* the rows of a tile; write the ReLU's mask, all bits set where it lets through.
+        """Return *minus* the rows of a tile; write the ReLU's mask: all bits set where a signal gets through.
 
-        The sign bit of -u, shifted over the whole word, is the mask, and `and` applies it to any number: three
-        fast passes, where `where` or a multiplication by booleans takes ten times as long.
+        The sign bit of -u, shifted over the whole word, is the mask, and the bitwise `and` applies it to any
+        number. These are three fast passes; `where`, or a multiplication by booleans, takes ten times as long.
         """
         if self.kept is not None:
             np.subtract(self.zero, self.kept.rows[tile], out=scratch)
@@ -360,12 +365,12 @@ class Activation:
         return scratch
 
     def weigh(self, sum_za: Array) -> None:
-        """Take a reader's share of the sum of z times the activation, (C,), for batch norm."""
+        """Hand one reader's share of the sum of z times the activation, (C,), to batch norm."""
         for norm in self.norms:
             norm.weigh(sum_za)
 
     def absorb(self, tile: slice, mask: Array) -> None:
-        """Finish a tile of z that the convolution has written: add the shortcut's share, mask, sum."""
+        """Finish a tile of z that the convolution has written: add the shortcut's share, mask, and sum."""
         if self.shortcut_gradient is not None:
             self.shortcut_gradient.add(tile, self.gradient)
         z = self.gradient.rows[tile]
@@ -376,7 +381,7 @@ class Activation:
 
 
 class Patches(Tensor):
-    """The images as the first convolution wants them: at each pixel its 3 x 3 neighbourhood, (W, H, 27, n)."""
+    """The images as the first convolution reads them: at each pixel its 3 x 3 neighbourhood, (W, H, 27, n)."""
 
     def __init__(self, width: int, height: int, n: int, space: Space) -> None:
         super().__init__(empty((width, height, 27, n), space.dtype))
@@ -387,7 +392,7 @@ class Patches(Tensor):
         self.evaluated = True
 
     def put(self, images: Array) -> None:
-        """Take images (n, 3, H, W)."""
+        """Copy the neighbourhoods of images (n, 3, H, W)."""
         width, height, _, n = self.shape
         self.padded[1:-1, 1:-1] = images.transpose(3, 2, 1, 0)
         patches = self.columns.reshape(width, height, 3, 3, 3, n)  # (w, h, c, kh, kw, n)
@@ -404,17 +409,16 @@ class Patches(Tensor):
         return np.negative(self.rows[tile], out=scratch)
 
     def absorb(self, tile: slice, mask: Array) -> None:
-        """Do nothing: nobody wants the gradient at the images."""
+        """Do nothing: the gradient at the images is not needed."""
 
     def weigh(self, sum_za: Array) -> None:
-        """Do nothing."""
+        """Do nothing: no batch norm stands before the images."""
 
 
 class Projected:
-    """An activation as a projection reads it: the same signal, but a gradient of its own.
+    """An activation as a projection shortcut reads it: the same signal, but a gradient of its own.
 
-    The branch's first convolution, which comes later in the backward pass, finds this gradient as the
-    shortcut's.
+    The branch's first convolution comes later in the backward pass and adds this gradient to its own.
     """
 
     def __init__(self, activation: Activation, gradient: Tensor) -> None:
@@ -425,12 +429,12 @@ class Projected:
 
     @property
     def factor(self) -> Array:
-        """What the weights are multiplied by."""
+        """The factor that the weights are multiplied by."""
         return self.activation.factor
 
     def absorb(self, tile: slice, mask: Array) -> None:
-        """Do nothing: the activation masks the sum of both gradients."""
+        """Do nothing: the activation applies its mask to the sum of both gradients."""
 
 
 Source: TypeAlias = Activation | Patches | Projected
-"""What a convolution can read."""
+"""The types that a convolution can read."""

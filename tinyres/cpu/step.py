@@ -1,10 +1,10 @@
 """The training step of the `numpy` backend: plans, replicas, and the update.
 
-The mini-batch is cut into contiguous shares, one a replica: some groups of batch norm each or, with more cores
-than groups, a part of one, whose batch norms then meet the others' (meeting.py). Each replica draws the images
-of its share itself, since mini-batch t is a pure function of t, runs its groups one after the other and leaves
-the sum of their gradients in shared memory. The parent adds the replicas' gradients in order and updates the
-parameters, which lie in shared memory as well.
+The mini-batch is cut into contiguous shares, one for each replica. A share is one or more groups of batch norm.
+With more cores than groups it is a part of a group; the replicas of a group then exchange the sums that batch
+norm needs (meeting.py). Mini-batch t is a pure function of t, so each replica draws the images of its share
+itself. It runs its groups one after the other and leaves the sum of their gradients in shared memory. The
+parent adds the gradients of all replicas in order and updates the parameters, also in shared memory.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tinyres.step import ComposedStep, update_running_statistics
 from tinyres.system.platform import can_fork, usable_cores
 
 SMALLEST_SHARE = 16
-"""Images of a group that a replica takes, at least: with fewer, products are too thin to be fast."""
+"""The fewest images of a group that a replica takes: with fewer, matrix products are too thin to be fast."""
 
 
 class FastStep(Step):
@@ -40,8 +40,8 @@ class FastStep(Step):
     Parameters
     ----------
     job : Job
-        Each replica draws no more than its own images from `Job.batches`. `Job.replicas` says how many
-        processes share the mini-batch, at most; by default as many as there are cores (`how_many`).
+        Each replica draws only its own images from `Job.batches`. At most `Job.replicas` processes share the
+        mini-batch; by default as many as there are cores (`how_many`).
     """
 
     kind = "planned"
@@ -83,7 +83,7 @@ class FastStep(Step):
         return sum(loss for loss, _, _ in results), sum(errors for _, errors, _ in results)
 
     def infer(self, images: Array) -> Array:
-        """Return the logits (N, classes) of normalised images (N, 3, H, W) at test time, as of now."""
+        """Return the logits (N, classes) of normalised images (N, 3, H, W) at test time, by its state."""
         with interrupts_deferred():
             return np.concatenate(self._processes.run(np.array_split(images, self.replicas)))
 
@@ -92,7 +92,7 @@ class FastStep(Step):
         return {name: value.copy() for name, value in self.buffers.items()}
 
     def load(self, state: Mapping[str, Array]) -> None:
-        """Copy a training state in, in place."""
+        """Copy a training state into the arrays of this step."""
         for name, buffer in self.buffers.items():
             buffer[...] = state[name]
 
@@ -114,7 +114,7 @@ class FastStep(Step):
         loss_sum : float
         errors : int
         moments : dict of str to Moments
-            Of the mini-batch's first group, which is replica 0's; empty elsewhere.
+            The moments of the mini-batch's first group, which replica 0 runs; empty for other replicas.
         """
         recipe = self.job.recipe
         total = self.job.batches.size(t)
@@ -160,16 +160,16 @@ class FastStep(Step):
 
 
 def how_many(wanted: int | None, size: int, groups: int) -> int:
-    """Return the number of replicas: at most what is wanted, or the cores.
+    """Return the number of replicas: at most `wanted`, or the number of cores if that is None.
 
-    It divides the number of groups, so that each replica takes whole groups, or is a multiple of it, with equal
-    parts of a group that are not too small.
+    The result divides the number of groups, so that each replica takes whole groups; or it is a multiple of
+    that number, and each replica takes an equal part of a group, not smaller than `SMALLEST_SHARE`.
 
     Parameters
     ----------
     wanted : int or None
     size, groups : int
-        Of the mini-batch.
+        The number of images and of groups in the mini-batch.
 
     Examples
     --------
@@ -189,9 +189,9 @@ def how_many(wanted: int | None, size: int, groups: int) -> int:
 
 
 def share(size: int, groups: int, replicas: int, replica: int) -> tuple[slice, range]:
-    """Return which images of a mini-batch a replica takes, and the replicas that share its group.
+    """Return the images of a mini-batch that a replica takes, and the replicas that share its group.
 
-    Only the first mini-batch's shares are equal for certain: of a short one some may have less, or none.
+    Only in a mini-batch of full size are all shares equal. In a short one some replicas may have less, or none.
 
     Examples
     --------
@@ -209,7 +209,7 @@ def share(size: int, groups: int, replicas: int, replica: int) -> tuple[slice, r
         first = min(replica, groups * parts) * (n // parts)
         last = min(replica + 1, groups * parts) * (n // parts)
         return slice(first, last), range(team * parts, (team + 1) * parts)
-    # rounded up: where there are fewer groups than replicas, the first get them
+    # rounded up, so that the first replicas take the groups where there are fewer groups than replicas
     first, last = (-(-groups * r // replicas) * n for r in (replica, replica + 1))
     return slice(first, last), range(replica, replica + 1)
 
@@ -228,18 +228,18 @@ def _arrays(
 
 
 def make_step(backend: Backend, job: Job) -> Step:
-    """Return a training step: planned where a plan can be made, else composed.
+    """Return a training step: planned where there is a plan for the network, else composed.
 
     Parameters
     ----------
     backend : Backend
     job : Job
-        `Job.batches` is asked for mini-batch 0, to see how large images are.
+        Mini-batch 0 of `Job.batches` is drawn, to see the size of the images.
 
     Returns
     -------
     Step
-        Its attributes `kind` and `why` say which and why, `replicas` how many processes it has.
+        Its attributes `kind` and `why` say which of the two and why; `replicas` is its number of processes.
     """
     images, _ = job.batches(0)
     try:

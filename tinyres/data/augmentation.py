@@ -1,11 +1,11 @@
 """The paper's augmentation: pad 4 zeros on each side, crop a random 32x32, flip half of the images.
 
-All are offsets into the padded image. With offsets (top, left), each drawn from 0 .. 8,
+A crop is given by its offsets (top, left) into the padded image, each drawn from 0 .. 8:
 
     y[c, i, j] = padded[c, top + i, left + j]              or, flipped,
     y[c, i, j] = padded[c, top + i, left + 31 - j]
 
-so the draws are a few small arrays, made on the host and keyed by (seed, iteration, place in the mini-batch).
+So the draws are a few small arrays, made on the host from (seed, iteration, place in the mini-batch).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ PAD = 4  # pixels on each side
 
 
 class Augmentation(NamedTuple):
-    """What was drawn for each of n images; NumPy arrays."""
+    """The draws for n images; NumPy arrays."""
 
     tops: Array  # (n,) int64, 0 .. 2 * PAD
     lefts: Array  # (n,) int64, 0 .. 2 * PAD
     flips: Array  # (n,) bool
 
     def share(self, part: slice) -> Augmentation:
-        """Return what was drawn for some of the images."""
+        """Return the draws for the images of a slice."""
         return Augmentation(self.tops[part], self.lefts[part], self.flips[part])
 
 
@@ -39,7 +39,7 @@ def draw_augmentation(n: int, seed: int, t: int) -> Augmentation:
     Parameters
     ----------
     n : int
-        Images in the mini-batch. Those of the first m < n images do not depend on n.
+        Images in the mini-batch. The draws for the first m < n images do not depend on n.
     seed, t : int
         The run's seed and the iteration.
 
@@ -66,9 +66,9 @@ def augment(images: Array, augmentation: Augmentation) -> Array:
     Parameters
     ----------
     images : array, (n, C, H, W)
-        Any dtype, NumPy or CuPy; the padding is zero, so it is black before normalising and the mean after.
+        Any dtype, NumPy or CuPy. The padding is zero: black before normalising, the mean after it.
     augmentation : Augmentation
-        For n images.
+        The draws for n images.
 
     Returns
     -------
@@ -88,7 +88,7 @@ def augment(images: Array, augmentation: Augmentation) -> Array:
     n, c, h, w = images.shape
     padded = xp.zeros((n, c, h + 2 * PAD, w + 2 * PAD), images.dtype)
     padded[:, :, PAD:-PAD, PAD:-PAD] = images
-    crops = xp.lib.stride_tricks.sliding_window_view(padded, (h, w), axis=(2, 3))  # all 81 of each, uncopied
+    crops = xp.lib.stride_tricks.sliding_window_view(padded, (h, w), axis=(2, 3))  # a view of all 81 crops
     y: Array = crops[xp.arange(n), :, xp.asarray(augmentation.tops), xp.asarray(augmentation.lefts)]
     turned = xp.asarray(np.flatnonzero(augmentation.flips))
     y[turned] = y[turned, :, :, ::-1]

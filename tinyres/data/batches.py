@@ -1,8 +1,9 @@
 """Mini-batch t as a pure function of (seed, t): which images, which crops, which flips.
 
-The paper trains for a number of iterations, so its mini-batches are cut from an endless stream of images: one
-random order of the training set after another. Mini-batch t is images t*B .. t*B + B - 1 of the stream, which
-may straddle two passes. The Torch port counts epochs: its last mini-batch of a pass is what is left over.
+The paper trains for a number of iterations. So its mini-batches are cut from an endless sequence of images: one
+random order of the training set after another. Mini-batch t is images t*B .. t*B + B - 1 of this sequence, and
+may contain images of two passes. The Torch port counts epochs: the last mini-batch of a pass holds the images
+that are left over, and may be short.
 """
 
 from __future__ import annotations
@@ -40,20 +41,20 @@ class Batches:
     batch_size : int
         Images in a mini-batch, B, at least 1.
     dtype : dtype
-        float32 or float64: of the images that come out.
+        float32 or float64: the dtype of the images that are returned.
     xp : module
-        numpy or cupy: where the data set is kept, as uint8, and where mini-batches are made. Order, crops and
-        flips are always drawn on the host.
+        numpy or cupy: the library that keeps the data set, as uint8, and makes the mini-batches. Order, crops
+        and flips are always drawn on the host.
 
     Attributes
     ----------
     iterations_per_epoch : float
-        Mini-batches a pass over the data takes: N / B in an endless stream, else that rounded up.
+        Mini-batches in a pass over the data: N / B in an endless sequence, else N / B rounded up.
 
     Raises
     ------
     UserError
-        If there are no images or the mini-batch holds none.
+        If the data set has no images or `batch_size` is less than 1.
 
     Examples
     --------
@@ -86,7 +87,7 @@ class Batches:
         self.normalisation = Normalisation.of(dataset, recipe).on(xp, dtype)
         whole, rest = divmod(self.n, batch_size)
         self.iterations_per_epoch = whole + bool(rest) if recipe.short_last_batch else self.n / batch_size
-        # Two passes are what a mini-batch can straddle; a cache of the instance, so that it dies with it.
+        # A mini-batch has images of at most two passes. The cache belongs to the instance and is freed with it.
         self._order = lru_cache(maxsize=2)(self._draw_order)
 
     def size(self, t: int) -> int:
@@ -96,14 +97,14 @@ class Batches:
         return min(self.batch_size, self.n - self._start(t) % self.n)
 
     def places(self, t: int) -> Array:
-        """Return which images mini-batch t has: places in the data set, (B,), int64, a NumPy array."""
+        """Return the places in the data set of mini-batch t's images, (B,), int64, a NumPy array."""
         start, end = self._start(t), self._start(t) + self.size(t)
         passes = range(start // self.n, (end - 1) // self.n + 1)
         orders = [self._order(p)[max(0, start - p * self.n) : end - p * self.n] for p in passes]
         return np.concatenate(orders)
 
     def normalise(self, images: Array) -> Array:
-        """Normalise images as the recipe wants, without augmentation: for evaluation.
+        """Normalise images as the recipe says, without augmentation: for evaluation.
 
         Parameters
         ----------
@@ -113,7 +114,7 @@ class Batches:
         Returns
         -------
         array, (N, 3, 32, 32)
-            In the mini-batches' dtype, of `xp`.
+            In the dtype of the mini-batches, an array of `xp`.
         """
         return self.normalisation(self.xp.asarray(images))
 
@@ -125,12 +126,12 @@ class Batches:
         t : int
             The iteration, at least 0.
         share : slice
-            Which of its images are wanted; all by default. Their crops do not depend on it.
+            The part of its images to make; all by default. An image's crop does not depend on `share`.
 
         Returns
         -------
         images : array, (B, 3, 32, 32)
-            Normalised and, if the recipe wants that, cropped and flipped at random.
+            Normalised and, if the recipe says so, cropped and flipped at random.
         labels : array of int64, (B,)
         """
         places = self.xp.asarray(self.places(t)[share])
@@ -143,7 +144,7 @@ class Batches:
         return augment(self.normalisation(images), drawn), labels
 
     def _start(self, t: int) -> int:
-        """Return where in the stream of images mini-batch t begins."""
+        """Return the place in the sequence of images at which mini-batch t begins."""
         if not self.recipe.short_last_batch:
             return t * self.batch_size
         epoch, iteration = divmod(t, int(self.iterations_per_epoch))
@@ -154,7 +155,7 @@ class Batches:
 
 
 class FromFunction:
-    """Mini-batches from a function of t, for experiments and tests; a share is cut from the whole.
+    """Mini-batches from a function of t, for experiments and tests. A share is cut from the whole mini-batch.
 
     Parameters
     ----------

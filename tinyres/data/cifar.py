@@ -1,8 +1,8 @@
-"""CIFAR-10 and CIFAR-100 as their authors lay them out, from https://www.cs.toronto.edu/~kriz/cifar.html.
+"""CIFAR-10 and CIFAR-100 in the layouts of their authors, from https://www.cs.toronto.edu/~kriz/cifar.html.
 
 Binary layout: a record is one label byte (CIFAR-100: a coarse and a fine one) and 3072 bytes of pixels, the
 red, green and blue planes row by row. Pickle layout: a dict with the pixels, (n, 3072) in the same order, and a
-list of labels. Both give the same arrays.
+list of labels. Both layouts give the same arrays.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Files:
 
 @dataclass(frozen=True)
 class Cifar:
-    """What the files of one data set hold."""
+    """The contents of one data set's files."""
 
     name: str
     title: str
     classes: int
     binary: Files
     pickled: Files
-    label_bytes: int  # the last of them is the class
+    label_bytes: int  # the last of these bytes is the class
     label_key: bytes
     classes_key: bytes
     training_images: int = 50_000
@@ -82,7 +82,7 @@ def read_cifar(data_dir: Path, cifar: Cifar) -> tuple[Dataset, Dataset] | None:
     Parameters
     ----------
     data_dir : Path
-        Holds the folder of either layout, or is that folder.
+        The folder that holds the folder of either layout, or that folder itself.
     cifar : Cifar
         `CIFAR10` or `CIFAR100`.
 
@@ -94,7 +94,7 @@ def read_cifar(data_dir: Path, cifar: Cifar) -> tuple[Dataset, Dataset] | None:
     Raises
     ------
     UserError
-        If a file is missing, has the wrong size, holds something else, or a label is out of range.
+        If a file is missing, has the wrong size, holds other content, or a label is out of range.
     """
     for files, read_images, read_classes in (
         (cifar.binary, _read_binary, _read_binary_classes),

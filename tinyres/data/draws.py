@@ -1,4 +1,4 @@
-"""Random whole numbers for the data: where to crop, in which order the images come."""
+"""Random whole numbers for the data: the offsets of crops, and the order of images."""
 
 from __future__ import annotations
 

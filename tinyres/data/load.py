@@ -1,4 +1,4 @@
-"""Data sets by name."""
+"""Load data sets by name."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ DATASETS = (*_CIFAR, "shapes")
 
 
 def data_folder(data_dir: str | Path | None = None) -> Path:
-    """Return where data sets are kept.
+    """Return the folder that keeps the data sets.
 
     Parameters
     ----------
     data_dir : path, optional
-        Taken as it is, ``~`` expanded.
+        Used as it is, with ``~`` expanded.
 
     Returns
     -------
     Path
-        `data_dir`, else the environment variable ``TINYRES_DATA``, else the platform's cache folder for
-        tinyres. It need not exist.
+        `data_dir` if given, else the environment variable ``TINYRES_DATA``, else the platform's cache folder
+        for tinyres. It need not exist.
 
     Examples
     --------
@@ -47,21 +47,21 @@ def load_dataset(
     name : str
         ``cifar10``, ``cifar100``, or ``shapes``, which is drawn by the computer and needs no download.
     data_dir : path, optional
-        The folder that holds ``cifar-10-batches-bin`` and the like, or that folder itself; by default what
-        `data_folder` says. ``shapes`` are kept there too, by default in the platform's cache folder.
+        The folder that holds ``cifar-10-batches-bin`` and the like, or that folder itself; by default that
+        of `data_folder`. ``shapes`` are kept there too, by default in the platform's cache folder.
     validation : int
-        If not 0, the test set is left alone, and the second set is this many images held out from the training
-        set, the same ones in every run.
+        If not 0, the test set is not used. The second set is then this many images held out from the training
+        set, the same images in every run.
 
     Returns
     -------
     (Dataset, Dataset)
-        What to train on, and what to test on.
+        The set to train on, and the set to test on.
 
     Raises
     ------
     UserError
-        If there is no such data set, it is not there or its files are damaged, or too much is held out.
+        If the name is unknown, the data set is missing or damaged, or too many images are held out.
     """
     if name == "shapes":
         from tinyres.data.shapes import load_shapes

@@ -1,4 +1,4 @@
-"""Pixels 0-255 turned into the numbers a network reads: (x - mean) / std.
+"""Turn pixels 0-255 into the numbers that a network reads: (x - mean) / std.
 
 The paper's predecessor subtracts the mean image of the training set, pixel by pixel (arXiv:1512.03385,
 Section 4.2); the authors' Torch port subtracts a mean and divides by a deviation for each colour channel.
@@ -38,7 +38,7 @@ class Normalisation:
 
     @classmethod
     def of(cls, training: Dataset, recipe: Recipe) -> Normalisation:
-        """Return the normalisation that a recipe wants, measured on a training set where it is not given.
+        """Return the normalisation that a recipe names, measured on a training set unless constants are given.
 
         Parameters
         ----------
@@ -46,12 +46,12 @@ class Normalisation:
             N images of (3, H, W).
         recipe : Recipe
             ``normalisation`` decides: ``per-pixel-mean`` divides by 1; ``per-channel`` takes the Torch port's
-            constants where there are some, else the mean and deviation of all pixels of a channel.
+            constants for CIFAR, else the mean and the standard deviation of all pixels of a channel.
 
         Returns
         -------
         Normalisation
-            In float64; sums of integers, so they are exact.
+            In float64, from sums of integers, which are exact.
         """
         images = training.images
         n, c, h, w = images.shape
@@ -67,7 +67,7 @@ class Normalisation:
         return cls(mean.reshape(c, 1, 1), np.sqrt(variance).reshape(c, 1, 1))
 
     def on(self, xp: Any, dtype: DTypeLike) -> Normalisation:
-        """Return the same numbers as arrays of `xp` (numpy or cupy), rounded to `dtype`."""
+        """Return the same mean and std as arrays of `xp` (numpy or cupy), rounded to `dtype`."""
         return Normalisation(xp.asarray(self.mean, dtype=dtype), xp.asarray(self.std, dtype=dtype))
 
     def __call__(self, images: Array) -> Array:

@@ -1,19 +1,20 @@
 """A built-in data set: ten kinds of figures, drawn pixel by pixel, 50,000 + 10,000 colour images of 32x32.
 
-Image i shows one figure of class i mod 10. Where it stands, how large, turned how far, in which colours and
-textures and behind which bar is a pure function of (seed, i). A figure is a signed distance d(x, y), negative
-inside; union is min, intersection is max. A pixel is covered by the share
+Image i shows one figure of class i mod 10. The figure's place, size, angle, colours and textures, and the bar
+in front of it, are a pure function of (seed, i). A figure is given by a signed distance d(x, y), negative
+inside: the union of two figures is the min of their distances, the intersection is the max. The share of a
+pixel that a figure covers is
 
     coverage = clip(1/2 - d, 0, 1),    d in pixels,
 
-which smooths an edge over one pixel, and an image is painted back to front: background, figure, bar, noise.
+which smooths an edge over one pixel. An image is painted from back to front: background, figure, bar, noise.
 
-A linear classifier finds little here, since a figure may stand anywhere and be lighter or darker than what is
-around it. A network of convolutions sees edges and corners, and soon tells the figures apart; so it is a set
-for a first run, and a mirrored figure keeps its class, as the augmentation demands.
+A linear classifier learns little here, because a figure may stand anywhere and be lighter or darker than its
+background. A network of convolutions detects edges and corners, and soon tells the figures apart, so this set
+is good for a first run. A mirrored figure keeps its class, as the augmentation requires.
 
-Pixels are computed with nothing but operations that IEEE 754 rounds exactly (+ - * / sqrt floor min max), so
-every machine draws the same bytes, and one digest checks the cache.
+Pixels are computed only with operations that IEEE 754 rounds exactly (+ - * / sqrt floor min max). So every
+machine draws the same bytes, and one digest checks the cache.
 """
 
 from __future__ import annotations
@@ -37,19 +38,20 @@ TEST_IMAGES = 10_000
 SIDE = 32  # pixels
 DIGEST = "95b86f92168740435ba86232fc9b27407ba2f765c4b9bc63bd0de9a89ea0443e"  # SHA-256 of all images of seed 0
 
-CONTRAST = 0.35  # least distance of figure and background in each colour channel, of 1
+CONTRAST = 0.35  # least difference of figure and background in a channel; colours are from 0 to 1
 DARKER = 0.25  # share of figures that are darker than their background
 HIDDEN = 0.6  # share of figures with a bar in front
-TEXTURE = 0.2  # greatest amplitude of a texture, of 1
-NOISE = 12.0  # greatest amplitude of the noise, of 255
+TEXTURE = 0.2  # greatest amplitude of a texture, on the same scale
+NOISE = 12.0  # greatest amplitude of the noise, in pixel values 0-255
 
 _CHUNK = 64  # images drawn at once: an array of 256 kB stays in a core's cache
 _ANGLES = 2 * np.pi * np.arange(1024) / 1024
-# Libraries differ in the last bit of a cosine; rounded to six places they agree.
+# Libraries differ in the last bit of a cosine. Rounded to six places, their cosines agree.
 _COSINES, _SINES = np.round([np.cos(_ANGLES), np.sin(_ANGLES)], 6).astype(np.float32)
 
-# The figures. The unit is the figure's size, about its outer radius. All are symmetric about x = 0, and x is
-# given as its absolute value. 0.7071 is half the square root of 2; other constants are matters of taste.
+# The figures. Each function takes x and y of one shape and returns d in that shape. The unit of length is the
+# figure's size, about its outer radius. All figures are symmetric about x = 0, and x is given as its absolute
+# value. 0.7071 is half the square root of 2; the other constants were chosen by eye.
 
 
 def _length(x: Array, y: Array) -> Array:
@@ -58,28 +60,28 @@ def _length(x: Array, y: Array) -> Array:
 
 
 def circle(x: Array, y: Array) -> Array:
-    """A full disc."""
+    """Return the distance of a full disc."""
     return _length(x, y) - 0.85
 
 
 def ring(x: Array, y: Array) -> Array:
-    """What lies near a circle."""
+    """Return the distance of a ring: the points near a circle."""
     from_circle: Array = np.abs(_length(x, y) - 0.7)
     return from_circle - 0.22
 
 
 def square(x: Array, y: Array) -> Array:
-    """Two strips, crossing."""
+    """Return the distance of a square: two strips that cross."""
     return np.maximum(x, np.abs(y)) - 0.75
 
 
 def triangle(x: Array, y: Array) -> Array:
-    """Three half-planes at 120 degrees."""
+    """Return the distance of a triangle: three half-planes at 120 degrees."""
     return np.maximum(0.866 * x + 0.5 * y, -y) - 0.55
 
 
 def star(x: Array, y: Array) -> Array:
-    """Five points: reflections bring each onto the upper one, whose edge is a half-plane."""
+    """Return the distance of a star. Reflections map each of its five points to the upper one, a half-plane."""
     for kx, ky in ((0.809, -0.588), (-0.809, -0.588)):
         beyond = 2 * np.maximum(kx * x + ky * y, 0)
         x, y = x - beyond * kx, y - beyond * ky
@@ -87,33 +89,33 @@ def star(x: Array, y: Array) -> Array:
 
 
 def cross(x: Array, y: Array) -> Array:
-    """Two bars."""
+    """Return the distance of a cross: two bars."""
     long, short = np.maximum(x, np.abs(y)), np.minimum(x, np.abs(y))
     return np.maximum(long - 0.95, short - 0.28)
 
 
 def crescent(x: Array, y: Array) -> Array:
-    """A disc without another disc."""
+    """Return the distance of a crescent: a disc without another disc."""
     bite = _length(x, y - 0.55) - 0.78
     return np.maximum(_length(x, y) - 1.0, -bite)
 
 
 def heart(x: Array, y: Array) -> Array:
-    """Two discs above two sides that touch them and meet at a right angle."""
+    """Return the distance of a heart: two discs above two sides that touch them and meet at a right angle."""
     lobe = _length(x - 0.5, y - 0.3) - 0.55
     side, end = 0.7071 * (x - y) - 0.69, 0.7071 * (x + y) - 0.57
     return np.minimum(lobe, np.maximum(np.maximum(side, end), y - 0.3))
 
 
 def arrow(x: Array, y: Array) -> Array:
-    """A triangle on a shaft."""
+    """Return the distance of an arrow: a triangle on a shaft."""
     head = np.maximum(0.75 * x + 0.66 * (y - 1.1), 0.15 - y)
     shaft = np.maximum(x - 0.24, np.abs(y + 0.4) - 0.7)
     return np.minimum(head, shaft)
 
 
 def hourglass(x: Array, y: Array) -> Array:
-    """Two triangles, tip to tip."""
+    """Return the distance of an hourglass: two triangles, tip to tip."""
     height = np.abs(y)
     return np.maximum(height - 0.9, 0.8 * (x - 0.08 - 0.75 * height))
 
@@ -130,9 +132,9 @@ def load_shapes(data_dir: str | Path | None = None) -> tuple[Dataset, Dataset]:
     Parameters
     ----------
     data_dir : path, optional
-        The cache's folder, created if need be; by default the platform's cache folder for tinyres. The file
-        ``shapes.npy`` in it takes 184 MB. One that is damaged is drawn again; a folder that cannot be written
-        costs a warning and, in every run, these seconds.
+        The folder of the cache, created if it is missing; by default the platform's cache folder for tinyres.
+        Its file ``shapes.npy`` takes 184 MB. If this file is damaged, the set is drawn again. If the folder
+        cannot be written, there is a warning, and every run draws the set.
 
     Returns
     -------
@@ -159,9 +161,9 @@ def draw_shapes(index: Array, seed: int = 0) -> tuple[Array, Array]:
     Parameters
     ----------
     index : array of int, (n,)
-        Which images, at least 0. Each looks the same whatever others are drawn with it.
+        The numbers of the images, at least 0. An image does not depend on the others that are drawn with it.
     seed : int
-        Another seed, other images; the data set is that of seed 0.
+        Another seed gives other images; the data set has seed 0.
 
     Returns
     -------
@@ -187,33 +189,33 @@ def draw_shapes(index: Array, seed: int = 0) -> tuple[Array, Array]:
 
 
 class _Dice:
-    """Random numbers for n images: throw k of image i is word i of stream k."""
+    """Random numbers for n images: throw k of image i comes from word i of random sequence k."""
 
     def __init__(self, index: Array, seed: int) -> None:
         self.index, self.seed, self.throws = index.astype(np.uint64), seed, 0
 
     def throw(self, size: int = 1) -> Array:
-        """`size` words for each image, uint64 (n, size)."""
+        """Return `size` words for each image, uint64 (n, size)."""
         self.throws += 1
         counters = self.index[:, None] * np.uint64(size) + np.arange(size, dtype=np.uint64)
         return words(counters, self.seed, Purpose.SHAPES, unit=self.throws)
 
     def between(self, low: float, high: float) -> Array:
-        """Uniform in [low, high), float32 (n, 1, 1)."""
+        """Return numbers uniform in [low, high), float32 (n, 1, 1)."""
         numbers = low + (high - low) * uniform(self.throw())
         return numbers.astype(np.float32)[:, :, None]
 
     def happens(self, share: float) -> Array:
-        """True with this probability, bool (n, 1, 1)."""
+        """Return True with this probability, bool (n, 1, 1)."""
         return self.between(0, 1) < share
 
     def direction(self) -> tuple[Array, Array]:
-        """Cosine and sine of an angle, float32 (n, 1, 1) each."""
+        """Return cosine and sine of a random angle, float32 (n, 1, 1) each."""
         turn = integers(self.throw(), len(_ANGLES))[:, :, None]
         return _COSINES[turn], _SINES[turn]
 
     def noise(self) -> Array:
-        """Uniform in [-1, 1] for each value, float32 (n, 3, 32, 32)."""
+        """Return numbers uniform in [-1, 1], one for each value, float32 (n, 3, 32, 32)."""
         values = 3 * SIDE * SIDE
         levels = self.throw(values // 8).astype("<u8").view(np.uint8)  # each word is eight bytes
         return (levels.reshape(-1, 3, SIDE, SIDE) - np.float32(127.5)) / np.float32(127.5)
@@ -238,7 +240,7 @@ def _paint(figure: Callable[[Array, Array], Array], dice: _Dice) -> Array:
     darker, noise = dice.happens(DARKER), dice.noise()
     images = np.empty(noise.shape, np.uint8)
     for channel in range(3):
-        # On a circle of length 1 these two are at least CONTRAST apart, and so they are on the line.
+        # On a circle of length 1 these two are at least CONTRAST apart, so on the line they are, too.
         one = dice.between(0, 1)
         other = one + dice.between(CONTRAST, 1 - CONTRAST)
         other -= np.floor(other)
@@ -252,19 +254,19 @@ def _paint(figure: Callable[[Array, Array], Array], dice: _Dice) -> Array:
 
 
 def _turned(right: Array, down: Array, dice: _Dice) -> tuple[Array, Array]:
-    """Coordinates along two axes at a right angle, turned by an angle that the dice give."""
+    """Return coordinates along two axes at a right angle, turned by an angle that the dice give."""
     cosine, sine = dice.direction()
     return cosine * right + sine * down, cosine * down - sine * right
 
 
 def _coverage(distance: Array) -> Array:
-    """How much of a pixel is covered whose middle is so many pixels outside an edge, 0 to 1."""
+    """Return the share (0 to 1) of a pixel that is covered if its middle lies `distance` pixels outside."""
     share: Array = np.clip(0.5 - distance, 0, 1)
     return share
 
 
 def _texture(column: Array, row: Array, dice: _Dice) -> Array:
-    """Stripes, checks and all between them, from -1 to 1; a low frequency makes a gradient."""
+    """Return stripes, checks or a mix of both, from -1 to 1; a low frequency gives a smooth gradient."""
     x, y = _turned(column, row, dice)
     frequency = dice.between(0.02, 0.2)  # waves a pixel
     stripes = _wave(frequency * x + dice.between(0, 1))
@@ -274,13 +276,13 @@ def _texture(column: Array, row: Array, dice: _Dice) -> Array:
 
 
 def _wave(phase: Array) -> Array:
-    """A triangle wave of period 1 between -1 and 1."""
+    """Return a triangle wave of period 1 between -1 and 1."""
     height: Array = np.abs(phase - np.floor(phase) - 0.5)
     return 4 * height - 1
 
 
 def _read(cache: Path) -> Array | None:
-    """Return the images in the cache if there are any and all their bytes are right."""
+    """Return the images in the cache; None if there are none or a byte is wrong."""
     try:
         images: Array = np.load(cache)
     except (OSError, ValueError, EOFError):

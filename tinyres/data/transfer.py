@@ -1,8 +1,8 @@
-"""Fetching a large file over a connection that breaks.
+"""Fetch a large file over a connection that breaks.
 
-Bytes are appended to a partial file, which outlives cuts, mirrors and processes: every attempt asks the server
-for the rest only (RFC 9110, Section 14). A server that ignores this sends the file from its beginning, and what
-is there already is passed over, so that what was won is never thrown away.
+Bytes are appended to a partial file. It is kept when the connection is cut, when another mirror is tried, and
+when the process ends: every attempt asks the server for the missing bytes only (RFC 9110, Section 14). A server
+that ignores this sends the file from its beginning; then the bytes that are already in the file are skipped.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from typing import BinaryIO
 from tinyres.errors import UserError
 
 TIMEOUT = 30.0  # seconds without a byte
-ATTEMPTS = 4  # in a row that brought nothing
-PAUSE = 1.0  # seconds after the first of them, doubled after each
+ATTEMPTS = 4  # attempts in a row that brought no bytes
+PAUSE = 1.0  # seconds of waiting after the first of these attempts, doubled after each
 CHUNK = 1 << 16  # bytes
 
 
 class MirrorError(Exception):
-    """Why a mirror was given up; the next one may do better."""
+    """The reason why a mirror was given up; the next mirror may work."""
 
 
 def fetch(url: str, part: BinaryIO, size: int, advance: Callable[[int], object]) -> None:
-    """Append the rest of a file of known size, through any number of cut connections.
+    """Append the rest of a file of known size, over as many connections as it needs.
 
     Parameters
     ----------
     url : str
         http or https.
     part : binary file
-        Open for appending; holds the first bytes, perhaps none.
+        Open for appending; holds the first bytes of the file, or none.
     size : int
-        Bytes of the whole file.
+        The number of bytes in the whole file.
     advance : callable
-        Called with the number of bytes after each piece written.
+        Called after each piece that was written, with the piece's number of bytes.
 
     Raises
     ------
     MirrorError
-        If the server says no, offers a file of another size, or brings nothing several times in a row.
+        If the server refuses, offers a file of another size, or sends no bytes several times in a row.
     UserError
         If the disk is full.
     """
@@ -56,7 +56,7 @@ def fetch(url: str, part: BinaryIO, size: int, advance: Callable[[int], object])
             reason = "the connection was cut"
         except urllib.error.HTTPError as error:
             reason = f"it answered {error.code} {error.reason}"
-            if error.code < 500 and error.code not in (408, 429):  # it will not change its mind
+            if error.code < 500 and error.code not in (408, 429):  # another attempt would get the same answer
                 raise MirrorError(reason) from None
         except (OSError, http.client.HTTPException) as error:
             reason = " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
@@ -68,7 +68,7 @@ def fetch(url: str, part: BinaryIO, size: int, advance: Callable[[int], object])
 
 
 def _append(url: str, part: BinaryIO, size: int, advance: Callable[[int], object]) -> None:
-    """Append what one connection brings."""
+    """Append the bytes that one connection brings."""
     have = part.seek(0, os.SEEK_END)
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "tinyres"})
@@ -98,7 +98,7 @@ def _append(url: str, part: BinaryIO, size: int, advance: Callable[[int], object
 
 
 def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
-    """Return where the body begins in the file and how long the whole file is, None if that is not said."""
+    """Return where the body begins in the file and how long the whole file is, None if that is unknown."""
     if response.status == http.HTTPStatus.PARTIAL_CONTENT:
         found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
         if not found:

@@ -1,4 +1,4 @@
-"""Unpacking an archive as if it came from an enemy."""
+"""Unpack an archive safely, even if an attacker has made it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def unpack(archive: Path, folder: Path) -> None:
     ----------
     archive : Path
     folder : Path
-        Where that folder shall be; its name must be the one in the archive, and it must not exist.
+        The path of the new folder. Its name must be the one in the archive, and it must not exist.
 
     Raises
     ------
     UserError
         If the archive is damaged, if anything in it is neither a plain file in that folder nor a folder (a
-        path that leads outside, a link, a device), or if the disk is full. Nothing stays behind.
+        path that leads outside, a link, a device), or if the disk is full. No files stay behind.
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process
     try:
         with tarfile.open(archive, "r:gz") as tar:
             for member in tar:

@@ -1,11 +1,11 @@
-"""A pickle's data without its program.
+"""Read the data of a pickle without trusting its program.
 
-A pickle is a program for a small machine that may call any function it can name, so a hostile one owns whoever
-loads it. The official CIFAR files need two dozen of the machine's instructions and three names, all three to
-rebuild one array. So a file is read before it is run, and refused if it has any other instruction; and each of
-the names gets a stand-in that only records what it was called with, from which the array is made afterwards.
-Not even the real `numpy.dtype` and `numpy.ndarray` are lent: the states they accept can claim that bytes are
-pointers.
+A pickle is a program for a small machine. It may call any function that it can name, so a hostile pickle can
+take over the process that loads it. The official CIFAR files need two dozen of the machine's instructions and
+three names, all three to rebuild one array. So a file is checked before it is run, and refused if it has any
+other instruction. Each of the three names is replaced by a stand-in that only records the arguments of its
+calls; the array is made from these records afterwards. Even the real `numpy.dtype` and `numpy.ndarray` are not
+used, because a state that they accept can declare that bytes are pointers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _INSTRUCTIONS = {
 
 
 class _Recorded:
-    """What a pickle asked to have built: the arguments of the call, and the state that it set."""
+    """A stand-in for an object that a pickle builds: the arguments of the call, and the state that is set."""
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
@@ -44,11 +44,11 @@ class _Recorded:
 
 
 class _Array(_Recorded):
-    """Stands for `_reconstruct`, which pickles call for an empty array before they set its state."""
+    """Stands for `_reconstruct`, which a pickle calls for an empty array before it sets the array's state."""
 
 
 class _ArrayType(_Recorded):
-    """Stands for `numpy.ndarray`, which pickles only hand to `_reconstruct`."""
+    """Stands for `numpy.ndarray`, which a pickle only passes to `_reconstruct`."""
 
 
 class _Dtype(_Recorded):
@@ -56,8 +56,8 @@ class _Dtype(_Recorded):
 
 
 _NAMES = {
-    ("numpy.core.multiarray", "_reconstruct"): _Array,  # as the official files say, written by an old NumPy
-    ("numpy._core.multiarray", "_reconstruct"): _Array,  # as NumPy 2 says
+    ("numpy.core.multiarray", "_reconstruct"): _Array,  # the name in the official files
+    ("numpy._core.multiarray", "_reconstruct"): _Array,  # the name in NumPy 2
     ("numpy", "ndarray"): _ArrayType,
     ("numpy", "dtype"): _Dtype,
 }
@@ -78,12 +78,12 @@ def read_pickle(content: bytes, path: Path) -> dict[Any, Any]:
     content : bytes
         The file, written by Python 2 or 3.
     path : Path
-        Its name, for the message.
+        Its name, for the error message.
 
     Returns
     -------
     dict
-        From byte strings to byte strings, numbers, lists and arrays of uint8.
+        Keys are byte strings; values are byte strings, numbers, lists and arrays of uint8.
 
     Raises
     ------

@@ -1,5 +1,5 @@
-"""Fused layers: what the engines put in place of batch norm, ReLU and convolution that stand in a row.
+"""Fused layers: the faster backends use them in place of consecutive batch norm, ReLU and convolution.
 
-Pre-activation networks are made of such rows. `tinyres.fusion.pairs` has the pairs, defined as compositions of
-the textbook's; `tinyres.fusion.rewrite` puts them into chains.
+Pre-activation networks are made of such sequences. `tinyres.fusion.pairs` has the pairs, defined as
+compositions of the textbook's; `tinyres.fusion.rewrite` puts them into chains.
 """

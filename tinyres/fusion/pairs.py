@@ -1,9 +1,9 @@
 """The pairs of the fused layers: bn_relu is y = relu(bn(x)), bn_relu_conv is y = w * relu(bn(x)).
 
-bn_relu_conv comes in two versions. The composed one is the definition; its cache holds x for batch norm, the
-mask for ReLU and the activated input for the convolution: 2.25 tensors the size of x in float32. The
-recomputing one keeps x alone, and computes the activated input again when the backward pass asks for it: less
-than half the memory for one more pass of cheap element-wise work, and the same bits.
+bn_relu_conv comes in two versions. The composed version is the definition. Its cache holds x for batch norm,
+the mask for ReLU and the activated input for the convolution: 2.25 times the bytes of x in float32. The
+recomputing version keeps only x, and computes the activated input again in the backward pass. It needs less
+than half the memory, costs one more pass of cheap element-wise work, and gives the same bits.
 
 Backward. The chain rule, from right to left: convolution, ReLU, batch norm.
 """
@@ -76,7 +76,7 @@ def bn_relu_conv_forward(
 
     Notes
     -----
-    One layer of F in Eq. (9): the activation f^ belongs to the weight layer that follows it.
+    This is one layer of F in Eq. (9): the activation f^ belongs to the weight layer that follows it.
     """
     a, mean, var, bn_relu = bn_relu_forward(x, gamma, beta, groups=groups, eps=eps)
     y, conv = conv_forward(a, w, stride=stride)
@@ -84,16 +84,16 @@ def bn_relu_conv_forward(
 
 
 def bn_relu_conv_backward(dy: Array, cache: BnReluConvCache) -> tuple[Array, Array, Array, Array]:
-    """Return dx (N, C_in, H, W), dgamma, dbeta (C_in,) and dw."""
+    """Return dx (N, C_in, H, W), dgamma and dbeta (C_in,), and dw (C_out, C_in, k, k)."""
     da, dw = conv_backward(dy, cache.conv)
     dx, dgamma, dbeta = bn_relu_backward(da, cache.bn_relu)
     return dx, dgamma, dbeta, dw
 
 
 class RecomputingCache(NamedTuple):
-    """What the backward pass of the recomputing version reads: of the big tensors, x alone."""
+    """What the backward pass of the recomputing version reads: the only big tensor is x."""
 
-    bn: Any  # batch norm's cache: x (N, C_in, H, W), a few numbers a channel
+    bn: Any  # batch norm's cache: x (N, C_in, H, W), and a few numbers for each channel
     beta: Array  # (C_in,)
     w: Array  # (C_out, C_in, k, k)
     stride: int
@@ -102,7 +102,7 @@ class RecomputingCache(NamedTuple):
 def recomputing_bn_relu_conv(
     bn: Pair, bn_output: Callable[..., Array], conv: Pair, conv_cache: Callable[[Array, Array, int], Any]
 ) -> Pair:
-    """Return the pair that keeps its input and recomputes the rest, over given layers.
+    """Return the pair that keeps its input and recomputes the rest, made of given layers.
 
     Parameters
     ----------
@@ -143,4 +143,4 @@ BN_RELU_CONV = Pair(bn_relu_conv_forward, bn_relu_conv_backward)
 RECOMPUTING = recomputing_bn_relu_conv(
     Pair(bn_forward, bn_backward), bn_output, Pair(conv_forward, conv_backward), ConvCache
 )
-"""The recomputing version over the textbook's layers."""
+"""The recomputing version, made of the textbook's layers."""

@@ -1,4 +1,4 @@
-"""From a chain of layers to a chain with fused layers.
+"""Turn a chain of layers into a chain with fused layers.
 
 BatchNorm  ReLU  Conv    becomes    BnReluConv
 BatchNorm  ReLU          becomes    BnRelu, where no convolution follows
@@ -15,7 +15,7 @@ from tinyres.chain import BatchNorm, Chain, Conv, Layer, Pass, ReLU, Shapes
 
 @dataclass(frozen=True)
 class BnRelu(Layer):
-    """Batch norm, then ReLU. The moments go by the name of the batch norm."""
+    """Batch norm, then ReLU. The moments are returned under the name of the batch norm."""
 
     norm: BatchNorm
 
@@ -23,7 +23,7 @@ class BnRelu(Layer):
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """The batch norm's."""
+        """The name of the batch norm."""
         return self.norm.name
 
     @property
@@ -32,7 +32,7 @@ class BnRelu(Layer):
         return self.norm.parameters
 
     def options(self, run: Pass) -> dict[str, Any]:
-        """Return batch norm's."""
+        """Return the options of batch norm."""
         return self.norm.options(run)
 
 
@@ -50,13 +50,13 @@ class BnReluConv(BnRelu):
         return self.norm.parameters | self.conv.parameters
 
     def options(self, run: Pass) -> dict[str, Any]:
-        """Return batch norm's and the convolution's."""
+        """Return the options of batch norm and of the convolution."""
         return self.norm.options(run) | self.conv.options(run)
 
 
 @cache
 def fuse(chain: Chain) -> Chain:
-    """Return a chain that computes the same, with fused layers. `Backend.rewrite` of the engines.
+    """Return a chain of fused layers that computes the same; it is the `Backend.rewrite` of faster backends.
 
     Examples
     --------

@@ -24,20 +24,20 @@ def residual_sum_slope(
     Parameters
     ----------
     recording : Recording
-        In float64.
+        A recording in float64.
     first, end : int
         l and L.
     direction : array, (N, C, H, W)
-        v, of x_l's shape.
+        v, in the shape of x_l.
     step : float
-        How far to go along v, both ways.
+        The length of the step along v, in both directions.
 
     Returns
     -------
     float
-        d/dx_l sum_i <d_i, F^_i(x_i)> along v, to about 1e-6 of its size: <w_l, v>, found without any backward
-        pass through a weight layer. d_i is the direct term that arrives at y_i, held fixed; in a net of
-        identities the sum is <g_L, sum_i F(x_i)>, the second term of Eq. (5).
+        d/dx_l sum_i <d_i, F^_i(x_i)> along v, with a relative error of about 1e-6. This is <w_l, v>, found
+        without any backward pass through a weight layer. d_i is the direct term that arrives at y_i, held
+        fixed. In a net of identity shortcuts the sum is <g_L, sum_i F(x_i)>, the second term of Eq. (5).
     """
     run, units = recording.run, recording.span(first, end)
     arriving = []
@@ -61,17 +61,17 @@ def residual_sum_slope(
 
 
 def finite_difference_error(recording: Recording, first: int, end: int, *, seed: int = 0) -> float:
-    """Return by how much the weight term misses a finite difference of the sum of F's, relative to its size.
+    """Return the relative difference of the weight term and a finite difference of the sum of F's.
 
     Parameters
     ----------
     recording : Recording
-        In float64.
+        A recording in float64.
     first, end : int
         l and L.
     seed : int
-        Of the random direction v, in which each channel moves by its own spread s: batch norm would blow an
-        equal step up where a channel hardly varies.
+        The seed of the random direction v. In it each channel moves in proportion to its own standard deviation
+        s, because batch norm would make an equal step very large where a channel hardly varies.
 
     Returns
     -------
@@ -81,12 +81,12 @@ def finite_difference_error(recording: Recording, first: int, end: int, *, seed:
     Raises
     ------
     UserError
-        If the span is none, or w_l is zero, or no direction was free of kinks.
+        If `first` and `end` are not a span, or w_l is zero, or no direction was free of kinks.
 
     Notes
     -----
-    A ReLU that switches between the two points spoils the difference, not w_l. Steps of 1e-7 and of half that
-    then disagree, and another direction is drawn.
+    A ReLU that switches between the two points makes the difference wrong, but not w_l. Then the differences
+    with steps of 1e-7 and of half that disagree, and another direction is drawn.
     """
     weight = weight_terms(recording, first, end)[0]
     spread = recording.span(first, end)[0].x.std(axis=(0, 2, 3), keepdims=True)
@@ -103,7 +103,7 @@ def finite_difference_error(recording: Recording, first: int, end: int, *, seed:
 
 
 def _run_again(run: Pass, one: OpenUnit, x: Array) -> UnitSignals:
-    """Run a unit from another x_l."""
+    """Run a unit from another x_l; return its signals."""
     if not one.starts_at_s:
         inside, _, _ = replace(one.unit, before=()).signals(run, x)
         return inside

@@ -1,4 +1,4 @@
-"""The split gradient of every unit in numbers: norms, angles, and what Eq. (8) predicts."""
+"""The split gradient of every unit in numbers: norms, angles, and the predictions of Eq. (8)."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ class Measurement(NamedTuple):
 
 
 def measure(recording: Recording) -> list[Measurement]:
-    """Measure every unit of a network, from the first.
+    """Measure every unit of a network; the list begins with the first unit.
 
     Notes
     -----
     For a shortcut that multiplies by one number both predictions are the paper's product of lambdas. For a mask
-    or a gate they differ: dropout at 0.5 halves a gradient in expectation, but a norm sees sqrt(0.5).
+    or a gate they differ: dropout at 0.5 halves a gradient in expectation, but multiplies its norm by
+    sqrt(0.5).
     """
     rows = []
     for first, end in recording.stages():

@@ -1,4 +1,4 @@
-"""Norms that neither overflow nor vanish where gradients do."""
+"""Norms that neither overflow nor underflow, even where the squares of gradients do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tinyres.array import Array, array_module
 
 
 def norm(x: Array) -> float:
-    """Return the Euclidean norm, in float64 and safe from the squares' underflow.
+    """Return the Euclidean norm, in float64; squares cannot underflow or overflow.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What the demos of the propagation lab share: their flags, and a network with images to look through."""
+"""The parts that the demos of the propagation lab share: flags, images, networks, tables and figures."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Variant:
 
 
 class Lab:
-    """Images, and networks to send them through."""
+    """Images, and networks that they are sent through."""
 
     def __init__(self, flags: argparse.Namespace) -> None:
         if flags.batch_size < 2:
@@ -89,24 +89,24 @@ class Lab:
         return initialise(network, PAPER, self.flags.seed, gate_bias=gate_bias, dtype=self.dtype)
 
     def look(self, network: Network, state: Mapping[str, Array], eps: float = PAPER.eps) -> Pass:
-        """Return what a forward pass of the lab's images through a network needs."""
+        """Return the `Pass` for sending the lab's images through a network."""
         xp = self.backend.xp
         masks = dropout_masks(network, self.images.shape, self.flags.seed, 0, xp)
         params = {name: xp.asarray(value) for name, value in state.items()}
         return Pass(self.backend, params, PAPER.groups(len(self.images)), eps, masks)
 
     def record(self, network: Network, state: Mapping[str, Array], eps: float = PAPER.eps) -> Recording:
-        """Send the lab's images through a network and back, every unit open."""
+        """Send the lab's images through a network and back, and keep all signals inside the units."""
         return record(self.look(network, state, eps), network, self.images, self.labels)
 
     def train(self, network: Network, state: Mapping[str, Array], batch_size: int) -> Any:
-        """Return a training step of the recipe `paper`: the beginning of its 64,000 iterations."""
+        """Return a training step of the recipe `paper`, with the schedule of 64,000 iterations."""
         options: dict[str, Any] = {"iterations": PAPER_ITERATIONS, "dtype": self.dtype, "seed": self.flags.seed}
         return self.backend.make_step(Job(network, PAPER, self.batches(batch_size), state, **options))
 
 
 def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write a table; numbers with six digits, which any machine reproduces, nan as nothing."""
+    """Write a table. Numbers have six digits, which any machine reproduces; nan is an empty cell."""
 
     def text(value: Any) -> Any:
         if not isinstance(value, float):
@@ -120,19 +120,19 @@ def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]])
 
 
 def note(flags: argparse.Namespace, path: Path) -> None:
-    """Write beside a table how it was made: the command's flags, but for this machine's folders."""
+    """Write a file that says how a table was made: the command's flags, except this machine's folders."""
     how = {key: value for key, value in vars(flags).items() if key not in ("out", "data_dir")}
     path.write_text(json.dumps(how, indent=2) + "\n")
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a picture and say where it is."""
+    """Write a picture and print its path."""
     figure.savefig(path)
     print(f"wrote {path}")
 
 
 def large() -> Figure:
-    """Return a figure of a projector's shape, with letters that the last row can read."""
+    """Return a figure in the shape of a slide, with letters large enough for a lecture hall."""
     import matplotlib
 
     matplotlib.rcParams.update(

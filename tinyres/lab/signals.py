@@ -1,4 +1,4 @@
-"""Equations (4) and (7) measured: x_L as what came from x_l through the shortcuts and what the units added."""
+"""Equations (4) and (7) measured: x_L is the part of x_l that shortcuts carried, plus the residuals."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tinyres.units import ResidualUnit
 
 
 def coefficients(run: Pass, unit: ResidualUnit, s: Array) -> tuple[Array | float, Array | float]:
-    """Return what multiplies the shortcut's signal and what multiplies F in a unit: y = c s + m F.
+    """Return the factor c of the shortcut's signal and the factor m of F in a unit: y = c s + m F.
 
     Parameters
     ----------
     run : Pass
     unit : ResidualUnit
     s : array, (N, C, H, W)
-        The shortcut's signal, which a gate looks at.
+        The shortcut's signal, which a gate reads.
 
     Returns
     -------
@@ -40,12 +40,12 @@ def coefficients(run: Pass, unit: ResidualUnit, s: Array) -> tuple[Array | float
 
 
 def multiplies(one: OpenUnit) -> bool:
-    """Whether the way from x_l to y_l along the shortcut is a multiplication, element by element."""
+    """Return whether the shortcut from x_l to y_l multiplies element by element."""
     return one.starts_at_s or not one.unit.shortcut
 
 
 class SignalSplit(NamedTuple):
-    """Eqs. (4) and (7): x_L against what the shortcuts carried there and the sum of the residuals."""
+    """Eqs. (4) and (7): x_L, the part of x_l that the shortcuts carried there, and the sum of the residuals."""
 
     x_end: Array  # (N, C, H, W): x_L
     carried: Array  # (N, C, H, W): (prod c_i) x_l
@@ -53,12 +53,12 @@ class SignalSplit(NamedTuple):
 
     @property
     def error(self) -> float:
-        """|x_L - carried - residuals| / |x_L|: rounding where f is the identity, else what f did."""
+        """|x_L - carried - residuals| / |x_L|: rounding where f is the identity, else the effect of f."""
         return norm(self.x_end - self.carried - self.residuals) / norm(self.x_end)
 
 
 def split_signal(recording: Recording, first: int, end: int) -> SignalSplit:
-    """Write x_L as what came from x_l and what the units between them added.
+    """Split x_L into the part that came from x_l and the part that the units between them added.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def split_signal(recording: Recording, first: int, end: int) -> SignalSplit:
     Raises
     ------
     UserError
-        If the span is none, or a shortcut in it is a convolution.
+        If `first` and `end` are not a span, or a shortcut in it is a convolution.
     """
     units = recording.span(first, end)
     carried = units[0].x

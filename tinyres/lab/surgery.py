@@ -1,4 +1,4 @@
-"""Networks without batch norm, and weights scaled down: how the residuals of Eq. (5) are made small."""
+"""Networks without batch norm, and smaller weights: two ways to make the residuals of Eq. (5) small."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What f = ReLU cuts off the sum y_l in original units (Section 4.2)."""
+"""The part of the sum y_l that f = ReLU cuts off in original units (Section 4.2)."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def signals(run: Pass, network: Network, images: Array) -> Iterator[tuple[Residu
 
 
 class Truncation(NamedTuple):
-    """What f = ReLU cuts off in one unit."""
+    """The part that f = ReLU cuts off in one unit."""
 
     unit: str
-    share: float  # of the values of y_l that are below zero
-    energy: float  # of |y_l|^2 that they hold
+    share: float  # the share of the values of y_l that are below zero
+    energy: float  # the share of |y_l|^2 that these values hold
 
 
 def truncation(run: Pass, network: Network, images: Array) -> list[Truncation]:
@@ -45,13 +45,13 @@ def truncation(run: Pass, network: Network, images: Array) -> list[Truncation]:
     ----------
     run : Pass
     network : Network
-        Of original units: what follows the addition is a ReLU.
+        A network of original units: a ReLU follows the addition.
     images : array, (N, 3, H, W)
 
     Raises
     ------
     UserError
-        If no ReLU cuts y_l itself.
+        If the layers after the addition are not a ReLU alone.
     """
     if network.units[0].after != (ReLU(),):
         raise UserError(

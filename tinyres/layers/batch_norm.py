@@ -1,7 +1,7 @@
 """Batch normalization (Ioffe and Szegedy, 2015) over groups of the mini-batch.
 
-The N images are split into `groups` equal runs, as over the paper's GPUs, and each group and channel is
-normalised by its own m = (N / groups) H W values:
+The N images are split into `groups` equal parts, as over the paper's GPUs. Each channel of each group is
+normalised by the moments of its own m = (N / groups) H W values:
 
     mean = sum x / m        var = sum (x - mean)^2 / m        x^ = (x - mean) rstd,   rstd = (var + eps)^(-1/2)
     y    = gamma x^ + beta
@@ -12,9 +12,9 @@ directly, through mean and through var:
     dx = rstd (d^ - sum d^ / m - x^ sum(d^ x^) / m)
 
 The second term is the part of d^ along a constant and the third its part along x^: shifting or scaling a
-channel leaves y unchanged, so the gradient has no part along either. Under a constant dy it is zero.
+channel leaves y unchanged, so the gradient has no part along either. Under a constant dy, dx is zero.
 
-At test time the moments are constants, the running statistics, and y is an affine map of each channel:
+At test time the moments are constants (the running statistics), and y is an affine map of x in each channel:
 
     dx = gamma rstd dy,   dgamma = sum dy (x - mean) rstd,   dbeta = sum dy
 """
@@ -48,7 +48,7 @@ def bn_forward(
     gamma, beta : array, (C,)
         Scale and shift.
     groups : int
-        Divides N; the moments of a group are its own.
+        A divisor of N; each group has its own moments.
     eps : float
         Added to the variance.
 
@@ -57,7 +57,7 @@ def bn_forward(
     y : array, (N, C, H, W)
     mean : array, (groups, C)
     var : array, (groups, C)
-        Biased: the mean square deviation. Running statistics want var * m / (m - 1).
+        Biased: the mean square deviation. Running statistics use var * m / (m - 1).
     cache : BnCache
 
     Examples
@@ -163,10 +163,10 @@ def _grouped(x: Array, groups: int) -> Array:
 
 
 def _per_group(values: Array) -> Array:
-    """(groups, C) against (groups, N / groups, C, H, W)."""
+    """Reshape (groups, C) to broadcast against (groups, N / groups, C, H, W)."""
     return values[:, None, :, None, None]
 
 
 def _per_channel(values: Array) -> Array:
-    """(C,) against (..., C, H, W)."""
+    """Reshape (C,) to broadcast against (..., C, H, W)."""
     return values[:, None, None]

@@ -51,7 +51,7 @@ def conv_forward(x: Array, w: Array, *, stride: int = 1) -> tuple[Array, ConvCac
 
     Notes
     -----
-    The weight layers of Eq. (1)'s F. The head of this file has the derivation.
+    These are the weight layers in the F of Eq. (1). The head of this file has the derivation.
 
     Examples
     --------

@@ -9,8 +9,8 @@ The loss is the cross-entropy of the softmax, summed over the mini-batch:
 
     p[n, k] = exp(z[n, k]) / sum_j exp(z[n, j])        loss = - sum_n log p[n, label_n]
 
-Backward: d loss / d z[n, k] = p[n, k] - [k = label_n], what was predicted minus what was right. The largest
-logit of each row is subtracted first, which changes nothing but keeps exp from overflowing.
+Backward: d loss / d z[n, k] = p[n, k] - [k = label_n], the prediction minus the right answer. The largest logit
+of each row is subtracted first, which leaves p the same and keeps exp from overflowing.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def relu_forward(x: Array) -> tuple[Array, ReluCache]:
 
     Notes
     -----
-    f of Eq. (2) in the original residual unit.
+    ReLU is the f of Eq. (2) in the original residual unit.
 
     Examples
     --------
@@ -42,5 +42,5 @@ def relu_forward(x: Array) -> tuple[Array, ReluCache]:
 
 
 def relu_backward(dy: Array, cache: ReluCache) -> Array:
-    """Return dx = dy where x > 0, else 0; all of them the shape of x."""
+    """Return dx = dy where x > 0, else 0. dx, dy and x have one shape."""
     return dy * cache.mask

@@ -1,8 +1,8 @@
-"""Option A where dimensions change: every s-th pixel, with channels of zeros appended.
+"""Option A where dimensions change: take every s-th pixel and append channels of zeros.
 
     y[n, c, p, q] = x[n, c, s p, s q] for c < C_in, else 0
 
-Backward. What was copied gets its gradient back; every pixel that was skipped has none.
+Backward. A pixel that was copied gets its gradient back; a pixel that was skipped has the gradient 0.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def subsample_forward(x: Array, *, channels: int, stride: int) -> tuple[Array, S
 
     Notes
     -----
-    The shortcut of [1] (arXiv:1512.03385), option A, that has no parameters.
+    Option A of [1] (arXiv:1512.03385): a shortcut without parameters.
 
     Examples
     --------

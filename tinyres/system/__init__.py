@@ -1,1 +1,1 @@
-"""What tinyres needs of the operating system: files, processes, signals, a command line, a progress bar."""
+"""The interface to the operating system: files, processes, signals, the command line, progress bars."""

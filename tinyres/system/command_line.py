@@ -1,4 +1,4 @@
-"""A command line on which every bad input costs one sentence and exit code 2."""
+"""A command line that answers every bad input with one sentence and exit code 2."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tinyres.errors import UserError
 
 
 class CommandLine(argparse.ArgumentParser):
-    """An argument parser that reports a bad flag as every other bad input, and shows its description as it is.
+    """An argument parser that reports a bad flag like any other bad input, and shows its description unchanged.
 
     Parameters
     ----------
     **options
-        Those of `argparse.ArgumentParser`.
+        The options of `argparse.ArgumentParser`.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -40,7 +40,7 @@ def exit_with_one_sentence(main: Callable[[], int | None]) -> None:
     Parameters
     ----------
     main : callable
-        Takes nothing; returns the exit code, None meaning 0.
+        Takes no arguments and returns the exit code; None means 0.
 
     Raises
     ------
@@ -57,10 +57,10 @@ def exit_with_one_sentence(main: Callable[[], int | None]) -> None:
 
 
 def open_missing_streams() -> None:
-    """Let standard streams that were closed before the program began (``2>&-``) lead nowhere.
+    """Connect standard streams that were closed before the program began (``2>&-``) to the null device.
 
-    Python leaves them None. The next file that is opened, perhaps a checkpoint, would get the number 2, and
-    whatever a library writes to its standard error would then end up in that file.
+    Python sets such a stream to None. The next file that is opened, perhaps a checkpoint, would then get the
+    stream's number, for example 2, and text that a library writes to standard error would end up in that file.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:

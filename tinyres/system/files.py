@@ -1,4 +1,4 @@
-"""Files that are whole or not there, however the process that writes them ends."""
+"""Write files so that each is either complete or missing, however the writing process ends."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing, and return when it is on the disk.
+    """Write a whole file or none, and return when it is on the disk.
 
     The content goes to a temporary name in the same folder, is forced to the disk, and is renamed: rename is
-    atomic, so a process killed at any moment leaves the old file or the new one.
+    atomic, so a process that is killed at any moment leaves the old file or the new one.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def append_row(path: Path, row: list[Any]) -> None:
     ----------
     path : Path
     row : list
-        None is written as nothing.
+        None is written as an empty cell.
 
     Raises
     ------
@@ -76,15 +76,15 @@ def append_row(path: Path, row: list[Any]) -> None:
 
 
 def temporary_files(folder: Path) -> list[Path]:
-    """Return what a killed `write_file` left behind."""
+    """Return the temporary files that a killed `write_file` left in a folder."""
     return list(folder.glob(".*.tmp"))
 
 
 def remove_file(path: Path) -> None:
-    """Delete a file that is no longer needed; where the system refuses, say so and carry on.
+    """Delete a file that is no longer needed; if the system refuses, print a warning and go on.
 
-    Windows deletes no file that any program has open or mapped. Such a file takes some space, and does no other
-    harm.
+    Windows does not delete a file that a program has open or mapped. Such a file takes some space, but does no
+    other harm.
 
     Raises
     ------

@@ -16,12 +16,12 @@ from tinyres.system.files import writing
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Create a folder if need be, and own it as long as this process lives.
+    """Create a folder if it is missing, and own it until the block or this process ends.
 
-    The lock is the operating system's: it ends with its process, and forked workers do not inherit it. The file
-    ``.lock`` stays, and a file that a killed process has left is no obstacle. On a file system without locks
-    (some network file systems), `filelock` writes the owner's process number into the file instead, and looks
-    whether that process still runs.
+    The lock belongs to the operating system: it ends with its process, and forked workers do not inherit it.
+    The file ``.lock`` stays, but the file of a killed process does not block others. On a file system without
+    locks (some network file systems), `filelock` writes the owner's process number into the file instead, and
+    checks whether that process still runs.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def owned(folder: Path) -> Iterator[None]:
     with writing(folder / ".lock"):
         try:
             with warnings.catch_warnings():
-                # That this file system has no locks is nothing that a user could change.
+                # The warning says that this file system has no locks. The user cannot change that.
                 warnings.simplefilter("ignore", UserWarning)
                 lock.acquire()
         except Timeout:
@@ -54,7 +54,7 @@ def owned(folder: Path) -> Iterator[None]:
 def _sign(path: Path) -> None:
     """Write this process's number into the file of a lock that it holds.
 
-    The first byte is left alone: on Windows it is what is locked, and nobody can read or write it.
+    The first byte is not written: on Windows the lock covers this byte, and nobody can read or write it.
     """
     with writing(path), open(path, "r+b", buffering=0) as file:
         file.seek(1)

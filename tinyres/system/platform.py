@@ -1,4 +1,4 @@
-"""The only module that knows Windows and macOS from Linux.
+"""The only module that treats Windows, macOS and Linux differently.
 
 Every function asks for the system when it is called, not when this module is loaded, so that a test can pretend
 to run on another system.
@@ -21,7 +21,7 @@ from typing import Any
 
 HUGE_PAGE = 1 << 21  # bytes
 _REPLACE_ATTEMPTS = 20
-_REPLACE_PAUSE = 0.05  # seconds between two of them
+_REPLACE_PAUSE = 0.05  # seconds between two attempts
 
 
 # Processes
@@ -70,7 +70,7 @@ def kill_group(process: subprocess.Popen[Any]) -> None:
     Parameters
     ----------
     process : subprocess.Popen
-        It must not have been waited for, or its number may belong to another process by now.
+        Nobody may have waited for it yet; else its number may belong to another process by now.
     """
     if sys.platform == "win32":
         process.kill()
@@ -82,12 +82,12 @@ def kill_group(process: subprocess.Popen[Any]) -> None:
 
 
 def on_termination(handler: Callable[[int, Any], Any] | signal.Handlers) -> None:
-    """Say what happens when this process is asked to end by SIGTERM; do nothing where there is no SIGTERM.
+    """Set the handler for SIGTERM, which asks this process to end; do nothing where there is no SIGTERM.
 
     Parameters
     ----------
     handler : callable or signal.Handlers
-        As of `signal.signal`.
+        A handler of `signal.signal`.
     """
     number = getattr(signal, "SIGTERM", None)
     if number is not None:
@@ -110,8 +110,8 @@ def anonymous_memory(size: int, *, shared: bool) -> mmap.mmap:
     size : int
         At least so many bytes; rounded up to whole huge pages.
     shared : bool
-        Whether processes forked later see one another's writes to it. On Windows nothing is forked, so there
-        is no difference.
+        Whether processes that are forked later see one another's writes to it. On Windows there is no fork, so
+        there is no difference.
     """
     length = -(-size // HUGE_PAGE) * HUGE_PAGE
     if sys.platform == "win32":
@@ -127,10 +127,10 @@ def anonymous_memory(size: int, *, shared: bool) -> mmap.mmap:
 
 
 def sync_folder(folder: Path) -> None:
-    """Return when the names in a folder are on the disk, so that a file just renamed survives a power cut.
+    """Force the names in a folder to the disk, so that a file that was just renamed survives a power cut.
 
     Windows cannot open a folder as a file, and keeps names safe by itself. Some network file systems open the
-    folder and then say that it cannot be forced to the disk (EINVAL); nothing more can be done there.
+    folder and then report that it cannot be forced to the disk (EINVAL). This error is ignored.
 
     Raises
     ------
@@ -152,13 +152,13 @@ def sync_folder(folder: Path) -> None:
 def replace_file(temporary: Path, path: Path) -> None:
     """Give a file its final name; a file that has this name already is replaced.
 
-    Windows refuses as long as any program has the old file open. Often that is a virus scanner, which is done
-    in a moment, so the attempt is repeated for a second there.
+    Windows refuses as long as any program has the old file open. Often that program is a virus scanner, which
+    soon closes the file. So on Windows the attempt is repeated for a second.
 
     Raises
     ------
     OSError
-        If it is refused.
+        If the system refuses.
     """
     for _ in range(_REPLACE_ATTEMPTS if sys.platform == "win32" else 0):
         try:
@@ -169,9 +169,9 @@ def replace_file(temporary: Path, path: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """Return the folder where this user's programs keep what they can make again, with a part for tinyres.
+    """Return the folder of tinyres inside this user's cache folder.
 
-    It need not exist. On Linux, ``XDG_CACHE_HOME`` says where it is, by default ``~/.cache``.
+    It need not exist. On Linux the cache folder is ``XDG_CACHE_HOME``, by default ``~/.cache``.
     """
     if sys.platform == "win32":
         local = os.environ.get("LOCALAPPDATA")

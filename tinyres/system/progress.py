@@ -1,7 +1,7 @@
-"""How far a long piece of work is: a bar on a terminal, a line now and then in a log.
+"""Show how far a long piece of work is: by a bar on a terminal, by a line now and then in a log.
 
-A bar redraws itself by going back to the start of its line. A file would hold hundreds of bars in one line, so
-there each report is a line of its own: the first one, then at most one in half a minute, and the last one.
+A bar is redrawn from the start of its line. In a file this would give hundreds of bars in one line. So in a
+file each report is a line of its own: the first report, then at most one in half a minute, and the last report.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any, Protocol, TextIO
 
 from tqdm import tqdm
 
-INTERVAL = 30.0  # seconds between two lines, at least
+INTERVAL = 30.0  # at least so many seconds between two lines
 
 
 class Progress(Protocol):
-    """What tqdm's bars and `Lines` have in common."""
+    """The methods that tqdm's bars and `Lines` have in common."""
 
     def __iter__(self) -> Iterator[Any]: ...
     def __enter__(self) -> Any: ...
@@ -31,21 +31,21 @@ class Progress(Protocol):
 
 
 def progress(items: Iterable[Any] | None = None, *, quiet: bool = False, **options: Any) -> Progress:
-    """Return something that tells on stderr how far the work is.
+    """Return an object that shows on stderr how far the work is.
 
     Parameters
     ----------
     items : iterable, optional
-        What the work goes through, when the result is iterated over.
+        The items of the work; iterate over the result to get them.
     quiet : bool
-        Tell nothing.
+        Show nothing.
     **options
-        Those of `tqdm.tqdm`. Where stderr is no terminal, only those of `Lines` count.
+        Options of `tqdm.tqdm`. Where stderr is no terminal, only those of `Lines` have an effect.
 
     Returns
     -------
     Progress
-        tqdm's bar on a terminal; `Lines` elsewhere. Where stderr is closed, `Lines` that go nowhere.
+        tqdm's bar on a terminal, `Lines` elsewhere. Where stderr is closed, `Lines` that write nothing.
     """
     file = sys.stderr
     if quiet or not is_open(file):
@@ -54,20 +54,20 @@ def progress(items: Iterable[Any] | None = None, *, quiet: bool = False, **optio
 
 
 def say(text: str) -> None:
-    """Print a line to stdout at once, without tearing a bar that is on the screen."""
+    """Print a line to stdout at once, without breaking a bar that is on the screen."""
     if is_open(sys.stdout):
         tqdm.write(text)
-        sys.stdout.flush()  # in a log, this line and those of the bar come in the order of time
+        sys.stdout.flush()  # so that in a log this line and the bar's lines are in the order of time
 
 
 def warn(text: str) -> None:
-    """Print a line to stderr, without tearing a bar that is on the screen."""
+    """Print a line to stderr, without breaking a bar that is on the screen."""
     if is_open(sys.stderr):
         tqdm.write(text, file=sys.stderr)
 
 
 def is_open(file: TextIO | None) -> bool:
-    """Return whether somebody can be told something there.
+    """Return whether text can be written to a standard stream.
 
     Python sets `sys.stderr` to None if the program was started without one: by ``2>&-``, or without a console
     on Windows.
@@ -76,16 +76,16 @@ def is_open(file: TextIO | None) -> bool:
 
 
 class Lines:
-    """The facts of a progress bar, as lines of text.
+    """The content of a progress bar, as lines of text.
 
     Parameters
     ----------
     items : iterable, optional
-        As of `progress`.
+        The items, as in `progress`.
     file : text file or None
-        Where the lines go; None: nowhere.
+        The file for the lines; with None they are not written.
     total, initial, desc, unit, unit_scale, bar_format
-        As of `tqdm.tqdm`.
+        These options mean the same as in `tqdm.tqdm`.
     **other
         Other options of `tqdm.tqdm`, which only change how a bar is drawn.
     """
@@ -125,7 +125,7 @@ class Lines:
         self.close()
 
     def update(self, n: int = 1) -> None:
-        """Count `n` more, and write a line if it is time for one."""
+        """Count `n` more items, and write a line if the last one is `INTERVAL` ago."""
         self.n += n
         if self.told_at is None or time.monotonic() - self.told_at >= INTERVAL:
             self._tell()
@@ -136,19 +136,19 @@ class Lines:
         self.begun = time.monotonic()
 
     def close(self) -> None:
-        """Write the last line, unless it stands there already."""
+        """Write the last line, unless it has been written already."""
         if self.n != self.told_n:
             self._tell()
         self.file = None
 
     def set_description(self, desc: str) -> None:
-        """Say what is being done now."""
+        """Set the text that says what is being done now."""
         self.description = desc
 
     set_description_str = set_description
 
     def set_postfix_str(self, s: str, refresh: bool = True) -> None:
-        """Say what has come out up to now."""
+        """Set the text that gives the results up to now."""
         self.postfix = s
 
     def _tell(self) -> None:
@@ -162,11 +162,11 @@ class Lines:
             initial=self.initial,
             prefix=self.description,
             postfix=self.postfix,
-            ascii=" #",  # a log is read with all kinds of programs
+            ascii=" #",  # any program that shows a log can show these characters
             **self.format,
         )
         try:
             self.file.write(text.strip() + "\n")
             self.file.flush()
-        except (OSError, ValueError):  # nobody reads any more, or the file was closed: the work goes on
+        except (OSError, ValueError):  # the reader has ended or the file was closed: the work goes on
             self.file = None

@@ -1,1 +1,1 @@
-"""Training runs: configuration, folders, checkpoints, evaluation, pictures, costs, and the commands."""
+"""Training runs, with their configuration, folders, checkpoints, evaluation, pictures, costs and commands."""

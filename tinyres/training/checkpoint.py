@@ -1,7 +1,8 @@
-"""Checkpoints: the whole training state in one safetensors file that is either complete or not there.
+"""Checkpoints: the whole training state in one safetensors file, which is either complete or missing.
 
 Arrays are made C-contiguous first (safetensors would write a strided array's bytes in the wrong order), and a
-checksum over all of them tells a damaged file from a good one. No clock times: equal states give equal files.
+checksum over all of them tells a damaged file from a good one. There are no clock times in it, so equal states
+give equal files.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tinyres.errors import UserError
 from tinyres.system.files import remove_file, write_file, writing
 
 FORMAT = 1
-KEPT = 2  # should the newest turn out damaged, there is one before it
+KEPT = 2  # if the newest is damaged, there is one before it
 
 
 class BrokenCheckpoint(UserError):
@@ -29,15 +30,15 @@ class BrokenCheckpoint(UserError):
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint holds."""
+    """The contents of a checkpoint."""
 
-    iteration: int  # steps done
+    iteration: int  # the number of steps done
     state: dict[str, Array]  # parameters, running statistics, optimizer.velocity.*
-    facts: dict[str, Any]  # whatever else the writer wanted to keep, as JSON
+    facts: dict[str, Any]  # other facts that the writer wants to keep, as JSON
 
 
 def checkpoint_path(folder: Path, iteration: int) -> Path:
-    """Return where the checkpoint after `iteration` steps lies."""
+    """Return the path of the checkpoint after `iteration` steps."""
     return folder / f"checkpoint-{iteration:08d}.safetensors"
 
 
@@ -48,18 +49,18 @@ def checkpoint_paths(folder: Path) -> list[Path]:
 
 
 def save_checkpoint(folder: Path, iteration: int, state: Mapping[str, Array], facts: Mapping[str, Any]) -> Path:
-    """Write a checkpoint and keep only the one before it.
+    """Write a checkpoint; keep the one before it and remove all others.
 
     Parameters
     ----------
     folder : Path
         An existing folder.
     iteration : int
-        Steps done.
+        The number of steps done.
     state : dict of array
         NumPy arrays of any strides.
     facts : dict
-        Anything that JSON can hold.
+        Other facts to keep, in types that JSON has.
 
     Returns
     -------
@@ -69,19 +70,19 @@ def save_checkpoint(folder: Path, iteration: int, state: Mapping[str, Array], fa
     Raises
     ------
     UserError
-        If the file cannot be written; nothing half-written is left.
+        If the file cannot be written; no incomplete file is left.
     """
     arrays = {name: np.asarray(array, order="C") for name, array in state.items()}
     content = {"format": FORMAT, "iteration": iteration, "facts": facts}
     text = json.dumps({"crc32": _checksum(content, arrays), **content})
     path = checkpoint_path(folder, iteration)
-    write_file(path, save(arrays, {"tinyres": text}))  # one entry: safetensors does not keep their order
+    write_file(path, save(arrays, {"tinyres": text}))  # one entry: safetensors does not keep the order
     prune_checkpoints(path)
     return path
 
 
 def prune_checkpoints(newest: Path) -> None:
-    """Keep a good checkpoint and the one before it; a later one is damaged, or the run would be there."""
+    """Keep a good checkpoint and the one before it. Later ones are damaged: else the run would resume there."""
     paths = checkpoint_paths(newest.parent)
     kept = paths[paths.index(newest) :][:KEPT]
     with writing(newest.parent):
@@ -123,7 +124,7 @@ def load_newest_checkpoint(folder: Path, warn: Callable[[str], None] = print) ->
     folder : Path
         A run's folder.
     warn : callable
-        Is told, in one line each, of damaged checkpoints that are passed over.
+        Called with one line of text for each damaged checkpoint that is passed over.
 
     Returns
     -------
@@ -147,12 +148,12 @@ def load_newest_checkpoint(folder: Path, warn: Callable[[str], None] = print) ->
 
 
 def check_state(state: Mapping[str, Array], like: Mapping[str, Array], path: Path) -> None:
-    """Demand the names and shapes of `like`.
+    """Raise an error unless a state has the names and shapes of `like`.
 
     Raises
     ------
     UserError
-        If the state belongs to another network; the message names one array that tells.
+        If the state belongs to another network; the message names one array that differs.
     """
     for name in sorted(state.keys() | like.keys()):
         there = state[name].shape if name in state else "missing"

@@ -1,9 +1,10 @@
-"""One run, said in full: what is computed, and how.
+"""The full description of a run: what is computed, and how.
 
-*What* is computed (network, recipe, data, seed) decides which numbers come out, so a resumed run must agree in
-all of it. *How* (backend, precision, how often to look) may be changed on the way; it is recorded, and reused
-where nothing else is asked for. Where both parts are equal, so are the bits, except that a step on a GPU may
-choose among kernels by measuring: what it chose is in the checkpoints.
+The part *what* (network, recipe, data, seed) decides the results, so a resumed run must agree in all of it. The
+part *how* (backend, precision, how often to evaluate) may change when a run is resumed. It is recorded, and a
+resumed run uses it again where no other value is given. If two runs agree in both parts, their results have the
+same bits. There is one exception: a step on a GPU may choose among CUDA kernels by measuring. Its choices are
+in the checkpoints.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ def get_recipe(name: str) -> Recipe:
 
 
 def blas_kernel() -> str:
-    """Name the matrix products in use, for example ``openblas 0.3.31 Haswell, 2 threads``.
+    """Name the library of matrix products in use, for example ``openblas 0.3.31 Haswell, 2 threads``.
 
-    Another kernel, or another number of threads, sums in another order and so gives other last bits.
+    Another library, or another number of threads, sums in another order and so gives other last bits.
     """
     names = (
         f"{blas['internal_api']} {blas['version']} {blas.get('architecture', '')}".strip()
@@ -69,7 +70,7 @@ class Config:
     Raises
     ------
     UserError
-        If a number makes no sense. Names of networks, data sets and backends are judged by those who know them.
+        If a number makes no sense. Names of networks, data sets and backends are checked where they are used.
 
     Examples
     --------
@@ -113,7 +114,7 @@ class Config:
     eval_every: int = _option("how", 400, "iterations between two looks at the test set")
     checkpoint_every: int = _option("how", 100, "iterations between two checkpoints")
     blas: str = field(default_factory=blas_kernel, metadata={"part": "how"})
-    pairs: str = field(default="", metadata={"part": "how"})  # whose pairs, on what: the backend says it
+    pairs: str = field(default="", metadata={"part": "how"})  # the kind of the pairs, from the backend
     device: str = field(default="", metadata={"part": "how"})
 
     def __post_init__(self) -> None:
@@ -133,12 +134,12 @@ class Config:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """What parameters and signals are kept in."""
+        """The dtype of parameters and signals."""
         return np.dtype(TENSORS[self.precision])
 
     @property
     def name(self) -> str:
-        """A folder's name: data, network and seed, and every other choice that is not the default."""
+        """The name of the run's folder: data, network, seed, and every other choice that is not the default."""
         default = _flat(Config(), "what")
         mine = _flat(self, "what")
         if self.recipe == RECIPES.get(self.recipe.name):
@@ -168,13 +169,13 @@ class Config:
         )
 
     def resolved(self) -> Config:
-        """Replace every ``auto`` by what it stands for, so that equal computations compare equal."""
+        """Replace every ``auto`` by the value that it stands for, so that equal computations compare equal."""
         network = self.network()
         replicas = self.replicas or usable_cores()
         return replace(self, block=network.block, option=network.option, replicas=replicas)
 
     def part(self, part: Part) -> dict[str, Any]:
-        """Return one part as JSON gives it back: plain values, lists for tuples."""
+        """Return one part with the types that JSON reads: plain values, and lists for tuples."""
         mine = asdict(self)
         values = {f.name: mine[f.name] for f in fields(self) if f.metadata["part"] == part}
         return cast(dict[str, Any], json.loads(json.dumps(values)))
@@ -216,7 +217,7 @@ class Config:
 
 
 def differences(recorded: Config, asked: Config, part: Part) -> str:
-    """Say in which fields two configurations differ; an empty string if in none.
+    """Return the fields in which two configurations differ, as text; an empty string if there are none.
 
     Examples
     --------
@@ -225,13 +226,13 @@ def differences(recorded: Config, asked: Config, part: Part) -> str:
     """
     there, here = _flat(recorded, part), _flat(asked, part)
     changed = [key for key in there if there[key] != here[key]]
-    if "recipe" in changed:  # another recipe: its name says it all
+    if "recipe" in changed:  # the name of another recipe says enough
         changed = [key for key in changed if not key.startswith("recipe.")]
     return ", ".join(f"{key} ({there[key]} there, {here[key]} here)" for key in changed)
 
 
 def _flat(config: Config, part: Part) -> dict[str, Any]:
-    """One part with the recipe's fields side by side with the others: recipe, recipe.eps, ..."""
+    """Return one part in a flat dict, with the recipe's fields as entries: recipe, recipe.eps, ..."""
     flat: dict[str, Any] = {}
     for key, value in config.part(part).items():
         if key == "recipe":

@@ -1,4 +1,4 @@
-"""What a network costs, layer by layer: output size, parameters, multiply-adds, and what training keeps."""
+"""The costs of a network, layer by layer: output size, parameters, multiply-adds, and memory in training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tinyres.units import ResidualUnit
 
 
 class Row(NamedTuple):
-    """One layer and what it costs for one image."""
+    """One layer and its costs for one image."""
 
     name: str
     kind: str
@@ -22,17 +22,17 @@ class Row(NamedTuple):
     parameters: Mapping[str, tuple[int, ...]] = {}  # name -> shape
     multiply_adds: int = 0
     kept: int = 0  # numbers kept for the backward pass
-    kept_masks: int = 0  # bytes of masks kept
-    unit: str = ""  # the residual unit it belongs to
+    kept_masks: int = 0  # bytes of masks kept for the backward pass
+    unit: str = ""  # the name of the residual unit that it belongs to
 
     @property
     def parameter_count(self) -> int:
-        """Learned numbers of the layer."""
+        """The number of learned numbers in the layer."""
         return sum(prod(shape) for shape in self.parameters.values())
 
 
 def rows(network: Network) -> Iterator[Row]:
-    """Yield the layers in order, each with what it costs; `python -m tinyres describe` prints them."""
+    """Yield the layers in order, each with its costs; `python -m tinyres describe` prints them."""
     channels, size = 3, IMAGE_SIZE
     for row in _chain_rows(network.stem, channels, size):
         yield row
@@ -61,15 +61,15 @@ def multiply_adds(network: Network) -> int:
 
 
 def largest_signal(network: Network) -> int:
-    """Return how many numbers the largest output of a layer has, of one image."""
+    """Return how many numbers the largest output of a layer has, for one image."""
     return max(row.channels * row.size**2 for row in rows(network))
 
 
 def activation_bytes(network: Network, batch_size: int, itemsize: int = 4) -> int:
     """Return the bytes that training keeps of a mini-batch between the forward and the backward pass.
 
-    Counted are the distinct big tensors that the fused, recomputing pairs keep. Two things come on top: what a
-    layer needs while it runs, and the few numbers that a layer keeps of each channel.
+    This counts the distinct big tensors that the fused, recomputing pairs keep. Not counted are the tensors
+    that a layer needs only while it runs, and arrays of a few numbers for each channel.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def activation_bytes(network: Network, batch_size: int, itemsize: int = 4) -> in
     batch_size : int
         Images in the mini-batch.
     itemsize : int
-        Bytes of a number; a ReLU's mask always takes one.
+        Bytes of a number; in a ReLU's mask a number always takes one byte.
     """
     return batch_size * sum(row.kept * itemsize + row.kept_masks for row in rows(network))
 
@@ -88,13 +88,13 @@ def _unit_rows(unit: ResidualUnit, channels: int, size: int) -> Iterator[Row]:
     shortcut = list(_chain_rows(unit.shortcut, channels, size))
     branch = list(_chain_rows(unit.branch, channels, size))
     if shortcut and shortcut[0].kept and branch[0].kept:
-        shortcut[0] = shortcut[0]._replace(kept=0)  # the very tensor that the branch keeps
+        shortcut[0] = shortcut[0]._replace(kept=0)  # the same tensor that the branch keeps
     yield from shortcut
     yield from branch
     out_channels, out_size = branch[-1].channels, branch[-1].size
     numbers = out_channels * out_size**2
     if unit.gate:
-        keeps_s = unit.shortcut or not branch[0].kept  # else s is what the branch keeps already
+        keeps_s = unit.shortcut or not branch[0].kept  # else s is the tensor that the branch keeps already
         tensors = 1 + bool(keeps_s) + (unit.merge.pair == "exclusive-gating")  # g, s, F
         cost = numbers * out_channels
         yield Row(unit.name + ".gate", "gate", out_channels, out_size, unit.gate, cost, tensors * numbers)
@@ -103,12 +103,12 @@ def _unit_rows(unit: ResidualUnit, channels: int, size: int) -> Iterator[Row]:
 
 
 def _chain_rows(chain: Chain, channels: int, size: int) -> Iterator[Row]:
-    """Yield a row for each layer; a fused layer gives one for each layer that it is made of."""
+    """Yield a row for each layer; a fused layer gives a row for each layer that it is made of."""
     for layer in fuse(chain):
         numbers = channels * size * size
         parts: tuple[Layer, ...]
         match layer:
-            case BnReluConv(norm=norm, conv=conv):  # keeps its input alone
+            case BnReluConv(norm=norm, conv=conv):  # keeps only its input
                 parts, kept, masks = (norm, ReLU(), conv), numbers, 0
             case BnRelu(norm=norm):
                 parts, kept, masks = (norm, ReLU()), numbers, numbers

@@ -1,4 +1,4 @@
-"""A network, layer by layer: output size, parameters, multiply-adds, and what training keeps of it."""
+"""A table of a network's layers: output size, parameters, multiply-adds, and memory in training."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def describe_network(network: Network, *, batch_size: int = 128, itemsize: int =
     itemsize : int
         Bytes of a number: 4 for float32.
     fold : bool
-        Whether to show the units after a stage's second, which are all like it, in one line.
+        Whether to show all units after a stage's second one in one line; they are like the second.
 
     Returns
     -------
     str
-        Many lines.
+        The lines of the table.
 
     Examples
     --------

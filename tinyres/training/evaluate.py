@@ -1,4 +1,4 @@
-"""How good a network is: loss, error and the class scores over a whole data set."""
+"""Evaluate a network: loss, error and class scores over a whole data set."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tinyres.recipes import Recipe
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found.
+    """The result of `evaluate`.
 
     Attributes
     ----------
     loss : float
         Mean cross-entropy of an image, in nats.
     error : float
-        Images whose class was not the top one, in per cent.
+        The share of images whose class is not the top one, in per cent.
     logits : array, (N, classes)
         The class scores, in the order of the data set; a NumPy array.
     """
@@ -62,9 +62,9 @@ def evaluate(
     normalise : callable
         Turns (N, 3, 32, 32) uint8 images into the network's input; `Batches.normalise` of the training set.
     batch_size : int
-        Images at a time; the results are those of single images up to rounding.
+        Images at a time. Up to rounding, the results do not depend on it.
     eps : float
-        What batch norm adds to the variance.
+        The number that batch norm adds to the variance.
 
     Returns
     -------
@@ -82,7 +82,7 @@ def score(
     *,
     batch_size: int = 128,
 ) -> Evaluation:
-    """Run what `Backend.make_inference` returned, or a training step's ``infer``, over a data set.
+    """Run the result of `Backend.make_inference`, or a training step's ``infer``, over a data set.
 
     Parameters
     ----------
@@ -120,21 +120,21 @@ def recompute_statistics(
     """Replace the running statistics by those of a whole pass over the training set.
 
     Moving averages lag behind the weights. Here every mini-batch is normalised by its own moments, as in
-    training, and the moments are pooled: with m_b and v_b those of one of B equal groups, the mean is
-    mean(m_b) and the variance mean(v_b) + var(m_b), made unbiased.
+    training, and the moments of all groups are pooled: if m_b and v_b are the moments of group b, and all
+    groups have the same size, the mean is mean(m_b) and the variance is mean(v_b) + var(m_b), made unbiased.
 
     Parameters
     ----------
     backend, network, state, dataset, normalise, batch_size
-        As for `evaluate`; `dataset` is the training set, taken without augmentation. A last short mini-batch
-        is left out.
+        As for `evaluate`; `dataset` is the training set, used without augmentation. A last short
+        mini-batch is left out.
     recipe : Recipe
-        Gives the groups and eps.
+        The recipe that gives the groups and eps.
 
     Returns
     -------
     dict of array
-        A copy of `state` with other running statistics.
+        A copy of `state` with the new running statistics.
     """
     xp = backend.xp
     batch_size = min(batch_size, len(dataset.labels))

@@ -1,4 +1,4 @@
-"""How much memory work takes, estimated from above, and what to say where a device has less."""
+"""An upper estimate of the memory that work needs, and the error message where a device has less."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from tinyres.networks import Network
 from tinyres.training.cost import activation_bytes, largest_signal
 
 GIB = 2**30
-USABLE = 0.9  # of the free memory: a pool's blocks do not pack without gaps
+USABLE = 0.9  # share of the free memory, because there are gaps between the blocks of a memory pool
 
 
 class Need(NamedTuple):
-    """What a piece of work takes, in bytes."""
+    """The memory that a piece of work needs, in bytes."""
 
-    what: str  # a noun
-    fixed: int  # however many images a mini-batch has
-    kept: int = 0  # of each image, from the forward pass for the backward pass
-    largest: int = 0  # the largest tensor of an image: a pass holds several of that size while it works
+    what: str  # the name of the work, a noun
+    fixed: int  # independent of the number of images
+    kept: int = 0  # for each image, kept from the forward pass for the backward pass
+    largest: int = 0  # the largest tensor of an image; a pass holds several of this size at once
     batch_size: int = 0
 
     def an_image(self, working_tensors: int) -> int:
-        """Return what each image of the mini-batch takes."""
+        """Return the bytes for each image of the mini-batch."""
         return self.kept + working_tensors * self.largest
 
     def total(self, working_tensors: int) -> int:
-        """Return what all of it takes."""
+        """Return the bytes for the whole work."""
         return self.fixed + self.batch_size * self.an_image(working_tensors)
 
 
 def training_need(network: Network, batch_size: int, itemsize: int = 4) -> Need:
-    """Return what a training step takes besides parameters and data set.
+    """Return the memory that a training step needs besides parameters and data set.
 
     Parameters
     ----------
@@ -45,13 +45,13 @@ def training_need(network: Network, batch_size: int, itemsize: int = 4) -> Need:
 
 
 def evaluation_need(network: Network, batch_size: int, itemsize: int = 4) -> Need:
-    """Return what sending a mini-batch through a network at test time takes, by a copy of its state."""
+    """Return the memory that a network needs at test time for a mini-batch, with a copy of its state."""
     state = 2 * network.parameter_count * itemsize  # with velocities
     return Need(f"evaluating ResNet-{network.depth}", state, 0, largest_signal(network) * itemsize, batch_size)
 
 
 def too_little_memory(need: Need, free: int, working_tensors: int) -> str:
-    """Say in a sentence that something does not fit, and what would.
+    """Return a sentence that says what does not fit into memory, and which size would fit.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def too_little_memory(need: Need, free: int, working_tensors: int) -> str:
     free : int
         Bytes that the work may take.
     working_tensors : int
-        How many tensors of the largest size the device's pairs hold at a time.
+        How many tensors of the largest size the device's pairs hold at once.
 
     Examples
     --------

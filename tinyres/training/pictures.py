@@ -1,7 +1,7 @@
-"""Pictures of images and of mistakes: what a network sees, what it confuses, and where it is surely wrong.
+"""Pictures of images and of mistakes: a network's input, its confusions, and its most confident mistakes.
 
-Every function takes arrays and returns the bytes of a PNG file; whoever calls it writes them. Figures are made
-through their own objects, never through pyplot, so that no picture leaves a trace in another.
+Every drawing function takes arrays and returns the bytes of a PNG file, which the caller writes. Figures are
+made as objects of their own, never by pyplot, so that no picture changes another.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from tinyres.array import Array
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure  # imported where it is used: it takes a while
+    from matplotlib.figure import Figure  # imported where it is used, because the import takes a while
 
 _LEGIBLE_CLASSES = 20  # with more, numbers and names no longer fit into a confusion matrix
 
@@ -28,11 +28,11 @@ def draw_images(images: Array, captions: Sequence[str] = (), *, columns: int = 1
     images : array of uint8, (N, 3, H, W)
         N may be 0.
     captions : sequence of str
-        One for each image, of one or two lines; or none at all.
+        One for each image, of one or two lines; or an empty sequence.
     columns : int
         Images in a row.
     title : str
-        Stands above them all.
+        The title above all images.
 
     Returns
     -------
@@ -70,24 +70,24 @@ def draw_images(images: Array, captions: Sequence[str] = (), *, columns: int = 1
 
 
 def draw_confusion(predictions: Array, labels: Array, classes: Sequence[str]) -> bytes:
-    """Draw the confusion matrix: how many images of each class were taken for which.
+    """Draw the confusion matrix: how many images of each class got which prediction.
 
     Parameters
     ----------
     predictions, labels : array of int, (N,)
         Predicted and true classes, 0 <= class < len(classes).
     classes : sequence of str
-        Their names.
+        The names of the classes.
 
     Returns
     -------
     bytes
-        A PNG file. Up to 20 classes have their names and counts in it; a shade is a share of the true class, on
-        a scale that shows one image in a thousand.
+        A PNG file. With at most 20 classes it shows their names and the counts. A cell's shade is its share of
+        the true class, on a scale on which one image in a thousand is visible.
 
     See Also
     --------
-    count_confusion : The numbers.
+    count_confusion : The numbers that are drawn.
     """
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
@@ -126,7 +126,7 @@ def draw_mistakes(
     labels : array of int, (N,)
     classes : sequence of str
     count : int
-        Mistakes to draw, at most.
+        The most mistakes to draw.
 
     Returns
     -------
@@ -144,7 +144,7 @@ def draw_mistakes(
 
 
 def count_confusion(predictions: Array, labels: Array, classes: int) -> Array:
-    """Count how often each class was taken for each.
+    """Count how often each class got each prediction.
 
     Parameters
     ----------
@@ -154,7 +154,7 @@ def count_confusion(predictions: Array, labels: Array, classes: int) -> Array:
     Returns
     -------
     array of int64, (classes, classes)
-        A row for each true class, a column for each predicted one; the sum is N.
+        One row for each true class, one column for each predicted class; the sum is N.
 
     Examples
     --------
@@ -166,19 +166,19 @@ def count_confusion(predictions: Array, labels: Array, classes: int) -> Array:
 
 
 def find_mistakes(logits: Array, labels: Array, count: int) -> tuple[Array, Array]:
-    """Find the images that are wrong with the greatest confidence.
+    """Find the images whose wrong prediction has the greatest confidence.
 
     Parameters
     ----------
     logits : array, (N, classes)
     labels : array of int, (N,)
     count : int
-        How many at most.
+        The most places to return.
 
     Returns
     -------
     places : array of int64, (up to count,)
-        The worst first; of equal ones the earlier first.
+        The most confident first; of equal ones the earlier first.
     confidences : array of float64
         The probability of the predicted class at these places.
 

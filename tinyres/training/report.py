@@ -1,4 +1,4 @@
-"""What a run tells: before it starts, while it goes on, and when it is over."""
+"""The report of a run: a description before it starts, and curves while it runs and when it is over."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MARKERS = "os^DvP*X"  # for print without colours; 8 and 7 colours make 56 pairs
 
 
 def describe(config: Config, network: Network, images: int, evaluated: int) -> str:
-    """Say what is about to be trained, so that nobody trains another network than they think.
+    """Describe the network that will be trained, so that the user can see a mistake before it runs.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def describe(config: Config, network: Network, images: int, evaluated: int) -> s
     Returns
     -------
     str
-        A few lines.
+        A few lines of text.
     """
     groups = config.recipe.groups(config.batch_size)
     memory = activation_bytes(network, config.batch_size, config.dtype.itemsize)
@@ -57,8 +57,8 @@ def draw_curves(runs: Mapping[str, Sequence[list[Row]]], evaluated_on: str = "te
     Parameters
     ----------
     runs : dict
-        What is compared, by name: each has its colour and marker, and one line in the legend. It holds the rows
-        of ``metrics.csv`` of one run, or of several that differ in nothing but the seed.
+        The curves to compare, by name. Each name has a colour, a marker, and one line in the legend. Its value
+        holds the rows of ``metrics.csv`` of one run, or of several runs that differ only in the seed.
     evaluated_on : str
         The name of the set on which the error was measured.
 
@@ -74,7 +74,7 @@ def draw_curves(runs: Mapping[str, Sequence[list[Row]]], evaluated_on: str = "te
     figure = Figure(figsize=(7, 4.5 + 0.2 * legend), dpi=150, layout="constrained")
     losses = figure.subplots()
     errors = losses.twinx()
-    losses.set_zorder(errors.get_zorder() + 1)  # above the other's grid
+    losses.set_zorder(errors.get_zorder() + 1)  # above the grid of the other axes
     losses.patch.set_visible(False)
     all_losses, all_errors = [], [1.0]
     several = sum(map(len, runs.values())) > 1
@@ -94,7 +94,7 @@ def draw_curves(runs: Mapping[str, Sequence[list[Row]]], evaluated_on: str = "te
             solid.set_linewidth(1.2 if several else 2)
             solid.set_markevery(_some(values, number / len(runs)))
             all_errors += values
-    if all_losses and 0 < 5 * min(all_losses) < max(all_losses):  # over less, a logarithm only bends the axis
+    if all_losses and 0 < 5 * min(all_losses) < max(all_losses):  # on a smaller range a linear axis is clear
         losses.set_yscale("log")
         losses.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         losses.yaxis.set_minor_locator(NullLocator())
@@ -119,13 +119,13 @@ def _points(rows: list[Row], column: str) -> tuple[list[float], list[float]]:
 
 
 def _some(points: list[float], shift: float) -> tuple[int, int]:
-    """Choose about a dozen points for markers: the first one, and how far apart; 0 <= shift < 1."""
+    """Choose about a dozen points for markers: return the first one and their distance; 0 <= shift < 1."""
     apart = max(1, len(points) // 12)
     return int(shift * apart), apart
 
 
 def _thinned(xs: list[float], ys: list[float], most: int = 160) -> tuple[list[float], list[float]]:
-    """Average neighbours, so that a long curve does not become a band."""
+    """Average neighbouring points, so that a long noisy curve is drawn as a line, not as a band."""
     size = max(1, -(-len(xs) // most))
     parts = [slice(start, start + size) for start in range(0, len(xs), size)]
     return [fmean(xs[part]) for part in parts], [fmean(ys[part]) for part in parts]

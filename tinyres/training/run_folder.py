@@ -1,4 +1,4 @@
-"""A folder that a run can be killed in at any moment: whole files, and tables that only grow."""
+"""A run's folder, which stays valid if the run is killed: complete files, tables that grow, one owner."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Row: TypeAlias = dict[str, float | None]
 
 
 def cut_table(path: Path, header: tuple[str, ...], iteration: int) -> None:
-    """Keep a table's whole lines up to an iteration, its first column; make the table if there is none."""
+    """Keep a table's complete lines up to an iteration (the first column); make the table if it is missing."""
     lines = path.read_text().splitlines(keepends=True)[1:] if path.exists() else []
     numbered = [(line.partition(",")[0], line) for line in lines if line.endswith("\n")]
     kept = [line for number, line in numbered if number.isdecimal() and int(number) <= iteration]
@@ -21,12 +21,12 @@ def cut_table(path: Path, header: tuple[str, ...], iteration: int) -> None:
 
 
 def read_table(path: Path) -> list[Row]:
-    """Read a table: one dict of numbers a line, None where nothing stands.
+    """Read a table: one dict of numbers for each line, with None for an empty cell.
 
     Raises
     ------
     UserError
-        If the file is missing or no table of numbers.
+        If the file is missing or is not a table of numbers.
     """
     try:
         with open(path, newline="") as file:
@@ -39,12 +39,12 @@ def read_table(path: Path) -> list[Row]:
 
 
 def check_folder(folder: Path, resume: bool) -> None:
-    """Refuse a folder with a run that nobody asked to resume, or with something else altogether.
+    """Refuse a folder with a run that is not to be resumed, or with files of another kind.
 
     Raises
     ------
     UserError
-        Unless the folder is missing, empty but for leftovers of a killed run, or holds a run to resume.
+        Unless the folder is missing, is empty (except for leftovers of a killed run), or holds a run to resume.
     """
     if not folder.exists():
         return

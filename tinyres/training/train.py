@@ -1,17 +1,17 @@
 """A training run and its folder: started, stopped at any moment, resumed, finished.
 
     config.json                      written first: what is computed, and how
-    metrics.csv                      loss and error by iteration, without clock times: equal runs, equal files
-    timing.csv                       the clock times
+    metrics.csv                      loss and error by iteration; no clock times: equal runs give equal files
+    timing.csv                       the clock times of the same lines
     checkpoint-00000400.safetensors  the newest two
     curves.png                       training loss and test error so far
-    confusion.png, mistakes.png      what the trained network takes for what
-    result.json                      comes last: where it lies, the run is over
+    confusion.png, mistakes.png      which classes the trained network confuses
+    result.json                      written last: if it exists, the run is over
 
-A run that is killed and resumed ends with the bits of one that was never stopped, because a step is a pure
-function of the state and of t, and all that outlives a step is in the checkpoint: the state, and the loss and
-errors summed since the last line of metrics.csv. A line is on the disk before the checkpoint that follows it,
-so that cutting metrics.csv back to a checkpoint never leaves a gap.
+A run that is killed and resumed ends with the same bits as a run that was never stopped. The reason: a step is
+a pure function of the state and of t, and the checkpoint holds everything that one step leaves for the next,
+namely the state, and the loss and errors summed since the last line of metrics.csv. A line is on the disk
+before the checkpoint that follows it. So metrics.csv has no gap after it has been cut back to a checkpoint.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ from tinyres.training.run_folder import check_folder, cut_table, read_table
 METRICS = ("iteration", "epoch", "learning_rate", "training_loss", "training_error", "test_loss", "test_error")
 TIMING = ("iteration", "seconds", "step_seconds")
 ROWS = 10
-"""Lines of metrics.csv for each look at the test set: the training loss costs nothing."""
+"""Lines of metrics.csv for each evaluation on the test set: the training loss costs nothing."""
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Sums:
 
     @property
     def means(self) -> tuple[float, float]:
-        """Loss of an image, and error in per cent."""
+        """The mean loss of an image, and the error in per cent."""
         return self.loss / self.images, 100 * self.errors / self.images
 
 
@@ -86,41 +86,41 @@ def train(
     quiet: bool = False,
     data: tuple[Dataset, Dataset] | None = None,
 ) -> dict[str, Any]:
-    """Train a network and leave its folder.
+    """Train a network; write the files of its folder.
 
     Parameters
     ----------
     config : Config
         What to train, and how.
     out : path
-        The run's folder, created if need be; one living run can hold it.
+        The run's folder, created if it is missing; only one running process can use it.
     resume : bool
-        Go on with the run that is there, if there is one.
+        Go on with the run in this folder, if there is one.
     quiet : bool
-        Print nothing but warnings.
+        Print only warnings.
     data : (Dataset, Dataset), optional
         Training and test set in place of those that `config` names.
 
     Returns
     -------
     dict
-        The content of ``result.json``. Errors are in per cent; ``seconds`` counts training and looking at the
-        test set, not the start-up; ``images_per_second`` counts the steps alone.
+        The content of ``result.json``. Errors are in per cent; ``seconds`` counts training and evaluation,
+        not the start-up; ``images_per_second`` counts only the steps.
 
     Raises
     ------
     UserError
-        If something in `config` or in the folder is impossible, the disk is full, or a number stops being
-        finite. The newest good checkpoint stays.
+        If `config` and the folder do not fit or are invalid, the disk is full, or a number stops being finite.
+        The newest good checkpoint stays.
     KeyboardInterrupt
-        On Ctrl-C, after the step was finished and saved. A second Ctrl-C does not wait.
+        On Ctrl-C, after the present step is finished and saved. A second Ctrl-C stops at once.
     """
     out = Path(out)
     if config.stream != "float32" and config.precision != "bf16":
         raise UserError(f"a stream of {config.stream} needs --precision bf16, not {config.precision}.")
     backend = get_backend(config.backend, config.precision)
     config = replace(config.resolved(), pairs=backend.pairs, device=backend.device)
-    _check_run(config, out, resume)  # again when the folder is ours; here it comes before the data
+    _check_run(config, out, resume)  # checked before the data is loaded, and again when the folder is ours
     training, test = data or load_dataset(config.dataset, config.data_dir, validation=config.validation)
     network = config.network(len(training.classes))
     with backend.within_memory(lambda: Need("the data set", training.images.nbytes + training.labels.nbytes)):
@@ -165,7 +165,7 @@ def train(
 
 @dataclass(frozen=True)
 class _Run:
-    """What stays the same during a run, and the things a run does, in their order."""
+    """The constants of a run, and its actions in the order of time."""
 
     config: Config
     out: Path
@@ -185,14 +185,14 @@ class _Run:
             say(text)
 
     def record_config(self) -> None:
-        """Write config.json; say so if the run was computed another way up to now."""
+        """Write config.json; print a warning if the run was computed in another way up to now."""
         path = self.out / "config.json"
         if path.exists() and (changed := differences(Config.read(path), self.config, "how")):
             warn(f"going on another way than before, which may change the last bits: {changed}")
         write_file(path, self.config.to_json().encode())
 
     def restore(self) -> tuple[int, dict[str, Array], Sums, dict[str, Any]]:
-        """Return where to go on: the newest good checkpoint, else the beginning. Cut the tables back to it."""
+        """Return the newest good checkpoint, else the beginning, to go on from. Cut the tables back to it."""
         config, start, sums, kernels = self.config, 0, Sums(), {}
         state = initialise(
             self.network, config.recipe, config.seed, gate_bias=config.gate_bias, dtype=config.dtype
@@ -224,7 +224,7 @@ class _Run:
         with bar, _deferred_interrupt() as interrupted:
 
             def wants_state(t: int) -> bool:
-                """Whether something is to be done with the state that iteration t leaves."""
+                """Return whether the state after iteration t is evaluated or saved."""
                 due = any((t + 1) % every == 0 for every in (config.eval_every, config.checkpoint_every))
                 return due or bool(interrupted)
 
@@ -270,7 +270,7 @@ class _Run:
                 step_begun = time.perf_counter()
 
     def evaluate(self, step: Step) -> Evaluation:
-        """Look at the test set, with the step's own processes."""
+        """Evaluate on the test set, with the step's own processes."""
         recipe, size = self.config.recipe, self.config.batch_size
         common = self.backend, self.network
         normalise, itemsize = self.batches.normalise, self.config.dtype.itemsize
@@ -291,19 +291,19 @@ class _Run:
         write_file(self.out / "curves.png", draw_curves({title: [rows]}, self.evaluated_on))
 
     def draw_mistakes(self, found: Evaluation) -> None:
-        """Draw what was confused with what, and the most confident mistakes."""
+        """Draw the confusion matrix and the most confident mistakes."""
         images, labels, classes = self.test.images, self.test.labels, self.test.classes
         write_file(self.out / "confusion.png", draw_confusion(found.predictions, labels, classes))
         write_file(self.out / "mistakes.png", draw_mistakes(images, found.logits, labels, classes))
 
     def diverged(self, what: str, t: int, rate: float) -> UserError:
-        """Say when and where the numbers blew up, and what is left."""
+        """Return an error that says when the numbers stopped being finite, and which checkpoint is left."""
         good = checkpoint_paths(self.out)
         kept = f"the last good checkpoint is {good[0]}" if good else "there was no checkpoint yet"
         return UserError(f"{what} in iteration {t} at learning rate {rate:g}; {kept}.")
 
     def finish(self, step: str) -> dict[str, Any]:
-        """Write result.json, from what the folder holds and the kind of step that was taken."""
+        """Write result.json, from the tables in the folder and the kind of step that was used."""
         config, network = self.config, self.network
         rows = [row for row in read_table(self.out / "metrics.csv") if row["test_error"] is not None]
         times = read_table(self.out / "timing.csv")
@@ -347,7 +347,7 @@ class _Run:
 
 
 def row_is_due(done: int, eval_every: int) -> bool:
-    """Return whether metrics.csv gets a line after so many iterations, at intervals as equal as they can be.
+    """Return whether metrics.csv gets a line after `done` iterations; the intervals are as equal as possible.
 
     Examples
     --------
@@ -358,7 +358,7 @@ def row_is_due(done: int, eval_every: int) -> bool:
 
 
 def _check_run(config: Config, out: Path, resume: bool) -> None:
-    """Refuse a folder that this run cannot live in."""
+    """Refuse a folder that this run cannot use."""
     check_folder(out, resume)
     recorded = out / "config.json"
     if recorded.exists() and (changed := differences(Config.read(recorded), config, "what")):
@@ -377,7 +377,7 @@ def _deferred_interrupt() -> Iterator[list[int]]:
     def note(number: int, frame: Any) -> None:
         pressed.append(number)
         signal.signal(signal.SIGINT, previous)
-        if is_open(sys.stderr):  # else 2 may be the number of any file
+        if is_open(sys.stderr):  # else the number 2 may belong to any file
             text = b"\nfinishing this step, then saving; Ctrl-C again stops at once\n"
             os.write(2, text)  # print is not re-entrant
 
