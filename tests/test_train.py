@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tinyres.training.train
 from tests import toy_run
 from tests.toy_run import CONFIG, AheadToyStep, ToyStep, ending, toy_train
 from tinyres.errors import UserError
@@ -20,6 +21,7 @@ from tinyres.system.files import append_row
 from tinyres.system.locks import owned
 from tinyres.training.checkpoint import checkpoint_path, checkpoint_paths, load_checkpoint
 from tinyres.training.config import Config
+from tinyres.training.evaluate import Evaluation
 from tinyres.training.run_folder import cut_table, read_table
 
 
@@ -278,3 +280,46 @@ def test_a_table_that_is_none_is_a_user_error(tmp_path) -> None:
     for name in ("metrics.csv", "missing.csv"):
         with pytest.raises(UserError, match=name):
             read_table(tmp_path / name)
+
+
+@pytest.mark.parametrize("loss", [np.nan, np.inf])
+def test_a_look_without_meaning_stops_the_run_and_leaves_no_error_and_no_best(
+    loss, toys, tmp_path, monkeypatch
+) -> None:
+    def look(backend, infer, *_, **__):
+        looks.append(loss if len(looks) == 2 else 1.0)
+        return Evaluation(looks[-1], 50.0, np.zeros((16, 10)))
+
+    looks: list[float] = []
+    monkeypatch.setattr(tinyres.training.train, "score", look)
+    with pytest.raises(UserError, match=r"test set .*loss.* iteration 11 at .*; .*checkpoint-00000009"):
+        toy_train(tmp_path, replace(CONFIG, eval_every=4))
+    assert [row["test_error"] for row in read_table(tmp_path / "metrics.csv")][-1] is None
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_running_statistics_that_blow_up_are_named(toys, tmp_path, monkeypatch) -> None:
+    def broken(self):
+        state = {name: array.copy() for name, array in self.arrays.items()}
+        state["last.bn.running_var"][0] = np.nan
+        return state
+
+    monkeypatch.setattr(ToyStep, "state", broken)
+    with pytest.raises(
+        UserError, match=r"last.bn.running_var stopped being finite .*; there was no checkpoint"
+    ):
+        toy_train(tmp_path)
+    assert not checkpoint_paths(tmp_path)
+
+
+def test_a_run_with_a_look_without_meaning_from_before_has_no_result(toys, tmp_path) -> None:
+    """As earlier versions left it: the error of a test loss that is no number."""
+    toy_train(tmp_path)
+    (tmp_path / "result.json").unlink()
+    path = tmp_path / "metrics.csv"
+    *rows, last = path.read_text().splitlines()
+    cells = last.split(",")
+    path.write_text("\n".join([*rows, ",".join([*cells[:5], "nan", "90.0"])]) + "\n")
+    with pytest.raises(UserError, match="not a finite number"):
+        toy_train(tmp_path, resume=True)
+    assert not (tmp_path / "result.json").exists()

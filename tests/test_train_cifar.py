@@ -118,11 +118,22 @@ def test_make_train_needs_no_download_and_goes_on_where_it_was_stopped() -> None
     assert (asked.dataset, asked.resume) == ("shapes", True)
 
 
-def test_a_loss_that_is_no_number_stops_it(tmp_path) -> None:
-    flags = [*SMALL.split(), "--learning-rate", "1e30", "--out", str(tmp_path / "run"), "--quiet"]
-    code, _, err = finish(*flags)
-    assert code == 2
-    assert "at learning rate 1e+" in err.splitlines()[-1]
+@pytest.mark.parametrize(
+    "more",
+    [
+        "--learning-rate 1e30",
+        "--learning-rate 1000 --iterations 6 --eval-every 1",
+        "--learning-rate 100 --iterations 20 --eval-every 1 --recompute-statistics",
+    ],
+)
+def test_a_number_that_is_not_finite_stops_it(more, tmp_path) -> None:
+    """Whether the loss of training or that of a look at the test set blows up first."""
+    code, out, err = finish(*SMALL.split(), *more.split(), "--out", str(tmp_path / "run"))
+    assert code == 2, out
+    assert "at learning rate 1" in err.splitlines()[-1]
+    assert "checkpoint" in err.splitlines()[-1]
+    assert "nan" not in (tmp_path / "run" / "metrics.csv").read_text()
+    assert not (tmp_path / "run" / "result.json").exists()
 
 
 @pytest.mark.parametrize(

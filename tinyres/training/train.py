@@ -52,7 +52,7 @@ from tinyres.training.checkpoint import (
 )
 from tinyres.training.config import Config, differences
 from tinyres.training.cost import multiply_adds
-from tinyres.training.evaluate import Evaluation, evaluate, recompute_statistics, score
+from tinyres.training.evaluate import Evaluation, NotFinite, evaluate, recompute_statistics, score
 from tinyres.training.memory import Need, evaluation_need, training_need
 from tinyres.training.pictures import draw_confusion, draw_mistakes
 from tinyres.training.report import describe, draw_curves
@@ -247,7 +247,11 @@ class _Run:
                 look = over or done % config.eval_every == 0
                 if look or row_is_due(done, config.eval_every):
                     epoch = round(done / batches.iterations_per_epoch, 4)
-                    found = self.evaluate(step) if look else None
+                    try:
+                        found = self.evaluate(step) if look else None
+                    except NotFinite as error:
+                        what = f"the look at the {self.evaluated_on} set failed ({str(error).rstrip('.')})"
+                        raise self.diverged(what, t, rate) from error
                     tested = (found.loss, found.error) if found else (None, None)
                     append_row(self.out / "metrics.csv", [done, epoch, rate, mean_loss, mean_error, *tested])
                     clock = before + time.perf_counter() - begun
@@ -261,8 +265,8 @@ class _Run:
                         self.say(f"iteration {done:,}: training {message}; {error}")
                 if over or (interrupted and still) or done % config.checkpoint_every == 0:
                     state = step.state()
-                    if not all(np.isfinite(array).all() for array in state.values()):
-                        raise self.diverged("the weights stopped being finite numbers", t, rate)
+                    if bad := [name for name, array in state.items() if not np.isfinite(array).all()]:
+                        raise self.diverged(f"{bad[0]} stopped being finite numbers", t, rate)
                     facts = {"what": config.part("what"), "sums": asdict(sums), "kernels": step.kernels}
                     save_checkpoint(self.out, done, state, facts)
                 if interrupted and still and not over:
@@ -307,6 +311,11 @@ class _Run:
         config, network = self.config, self.network
         rows = [row for row in read_table(self.out / "metrics.csv") if row["test_error"] is not None]
         times = read_table(self.out / "timing.csv")
+        if not all(isfinite(row["test_loss"] or 0) for row in rows):
+            raise UserError(
+                f"{self.out / 'metrics.csv'} has a look at the {self.evaluated_on} set whose loss is not a finite "
+                "number: such a run has no error; start again with a smaller learning rate."
+            )
         if not times or not rows or rows[-1]["iteration"] != config.iterations:
             raise UserError(
                 f"{self.out} has its last checkpoint, but metrics.csv or timing.csv lost their end."
@@ -337,7 +346,7 @@ class _Run:
             },
         }
         self.draw()
-        write_file(self.out / "result.json", (json.dumps(result, indent=2) + "\n").encode())
+        write_file(self.out / "result.json", (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
         self.say(
             f"{self.evaluated_on} error {result['test_error']:.2f} % after {config.iterations:,} iterations "
             f"(best {result['best_test_error']:.2f} %), {seconds:,.0f} s, "
