@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tinyres besi
 
 from tinyres.recipes import PAPER, Recipe
 from tinyres.system.command_line import CommandLine, exit_with_one_sentence
-from tinyres.training.config import Config, blas_kernel, get_recipe
+from tinyres.training.config import Config, blas_kernel, check_choices, get_recipe
 from tinyres.training.train import train
 
 SWITCHES = {
@@ -80,6 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
     out = out or Path("runs") / config.name
     if resume and (out / "config.json").exists():  # what is not asked for stays as it was
         config = changed(replace(Config.read(out / "config.json"), blas=blas_kernel()))
+    elif not (out / "config.json").exists():
+        check_choices(config, {*flags, *switches})
     try:
         train(config, out, resume=resume, quiet=quiet)
     except KeyboardInterrupt as interrupt:

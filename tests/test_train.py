@@ -17,6 +17,7 @@ import tinyres.training.train
 from tests import toy_run
 from tests.toy_run import CONFIG, AheadToyStep, ToyStep, ending, toy_train
 from tinyres.errors import UserError
+from tinyres.recipes import PAPER
 from tinyres.system.files import append_row
 from tinyres.system.locks import owned
 from tinyres.training.checkpoint import checkpoint_path, checkpoint_paths, load_checkpoint
@@ -323,3 +324,22 @@ def test_a_run_with_a_look_without_meaning_from_before_has_no_result(toys, tmp_p
     with pytest.raises(UserError, match="not a finite number"):
         toy_train(tmp_path, resume=True)
     assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    "change", [{"shortcut_scale": 5.0}, {"recipe": replace(PAPER, momentum=2.0, running_momentum=7.0)}]
+)
+def test_a_run_begun_before_a_choice_was_checked_goes_on(change, toys, tmp_path, monkeypatch) -> None:
+    config = replace(CONFIG, **change)
+    with pytest.raises(UserError, match=r"shortcut_scale|momentum"):
+        toy_train(tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(tinyres.training.train, "check_choices", lambda config: None)
+    ToyStep.accidents = {4: "interrupt"}
+    with pytest.raises(KeyboardInterrupt):
+        toy_train(tmp_path / "run", config)
+    monkeypatch.undo()
+    toy_run.put_toys_in(monkeypatch.setattr)
+    ToyStep.accidents = {}
+    recorded = Config.read(tmp_path / "run" / "config.json")
+    assert toy_train(tmp_path / "run", recorded, resume=True)["iterations"] == 12

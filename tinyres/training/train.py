@@ -50,7 +50,7 @@ from tinyres.training.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from tinyres.training.config import Config, differences
+from tinyres.training.config import Config, check_choices, differences
 from tinyres.training.cost import multiply_adds
 from tinyres.training.evaluate import Evaluation, NotFinite, evaluate, recompute_statistics, score
 from tinyres.training.memory import Need, evaluation_need, training_need
@@ -121,6 +121,8 @@ def train(
     backend = get_backend(config.backend, config.precision)
     config = replace(config.resolved(), pairs=backend.pairs, device=backend.device)
     _check_run(config, out, resume)  # again when the folder is ours; here it comes before the data
+    if not (out / "config.json").exists():  # a run that was begun before goes on with what it has
+        check_choices(config)
     training, test = data or load_dataset(config.dataset, config.data_dir, validation=config.validation)
     network = config.network(len(training.classes))
     with backend.within_memory(lambda: Need("the data set", training.images.nbytes + training.labels.nbytes)):
