@@ -243,10 +243,10 @@ def check_choices(config: Config, asked: Collection[str] = ()) -> None:
     Examples
     --------
     >>> check_choices(Config(shortcut="scaling", shortcut_scale=0.5))
-    >>> check_choices(Config(shortcut_scale=0.5))
+    >>> check_choices(Config(dropout_rate=0.1))
     Traceback (most recent call last):
         ...
-    tinyres.errors.UserError: shortcut_scale changes nothing without --shortcut scaling: add that, or leave it out.
+    tinyres.errors.UserError: dropout_rate changes nothing without --shortcut dropout: add that or leave it out.
     """
     recipe, kinds = config.recipe, get_type_hints(Recipe)
     for name, (holds, range_) in _RANGES.items():
@@ -280,7 +280,7 @@ def check_choices(config: Config, asked: Collection[str] = ()) -> None:
     }
     for name, (has_effect, need) in needs.items():
         if name in chosen and not has_effect:
-            raise UserError(f"{name} changes nothing without {need}: add that, or leave it out.")
+            raise UserError(f"{name} changes nothing without {need}: add that or leave it out.")
 
 
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -291,13 +291,13 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "running_momentum": (lambda x: 0 < x <= 1, "lie in (0, 1]"),
     "warm_up": (
         lambda x: type(x) is int and 0 <= x < PAPER_ITERATIONS,
-        f"be a whole number of at least 0 and below {PAPER_ITERATIONS}, the length of a run in its unit",
+        f"be a whole number of at least 0 and below {PAPER_ITERATIONS}, a run's length in its unit",
     ),
     "drops": (
         lambda x: (
             all(type(each) is int for each in x) and all(a < b for a, b in pairwise((0, *x, PAPER_ITERATIONS)))
         ),
-        f"be whole numbers that increase, above 0 and below {PAPER_ITERATIONS}, the length of a run in their unit",
+        f"be whole numbers that increase, above 0 and below {PAPER_ITERATIONS}, a run's length in their unit",
     ),
 }
 """What numbers of a recipe must be for training to have a meaning."""
