@@ -66,13 +66,13 @@ class Run:
     @property
     def errors(self) -> list[float]:
         """The errors measured, in per cent."""
-        return [row["test_error"] for row in self.looks if isfinite(row["test_error"] or 0)]
+        return [row["test_error"] for row in self.looks if row["test_error"] is not None]
 
     @property
     def looks(self) -> list[Row]:
-        """The rows in which an error was measured; one with a loss that is not finite is no measurement."""
+        """The rows in which an error was measured; one with numbers that are not finite is no measurement."""
         rows = [row for row in self.rows if row["test_error"] is not None]
-        return [row for row in rows if isfinite(row.get("test_loss") or 0)]
+        return [row for row in rows if all(isfinite(row.get(x) or 0) for x in ("test_loss", "test_error"))]
 
     @property
     def iterations(self) -> int:
