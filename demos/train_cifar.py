@@ -68,7 +68,7 @@ def _add_flag(parser: Any, field: Field[Any], default: Any, text: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train as the command line says. The exit code is 130 after Ctrl-C and 143 after SIGTERM, as in a shell."""
+    """Train as the command line says. The exit code is 130 after Ctrl-C and 143 after SIGTERM."""
     flags = vars(build_parser().parse_args(arguments))
     out, resume, quiet = flags.pop("out"), flags.pop("resume"), flags.pop("quiet")
     switches = {name: flags.pop(name) for name in SWITCHES if name in flags}

@@ -102,7 +102,7 @@ class FastStep(Step):
         self._processes.close()
 
     def _run(self, requests: Sequence[Any]) -> list[Any]:
-        """Let every replica answer its request; a worker that somebody has killed is no fault of the program."""
+        """Let every replica answer its request; a worker that was killed is no fault of ours."""
         try:
             return self._processes.run(requests)
         except RuntimeError as error:

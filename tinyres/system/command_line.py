@@ -61,6 +61,9 @@ def exit_with_one_sentence(main: Callable[[], int | None]) -> None:
     except UserError as error:
         warn(f"error: {error}")
         code = 2
+    except KeyboardInterrupt:
+        warn("stopped.")
+        code = 130  # as a shell reports it
     except BrokenPipeError:
         code = BROKEN_PIPE
         lead_nowhere("stdout")

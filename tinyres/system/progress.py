@@ -6,6 +6,7 @@ there each report is a line of its own: the first one, then at most one in half 
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
@@ -93,7 +94,15 @@ def lead_nowhere(name: str) -> None:
         finally:
             os.close(number)
         return
-    setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open until the program ends)
+    setattr(sys, name, _Nowhere())
+
+
+class _Nowhere(io.TextIOBase):
+    """A stream that takes everything and keeps nothing."""
+
+    def write(self, text: str, /) -> int:
+        """Take a text."""
+        return len(text)
 
 
 def is_open(file: TextIO | None) -> bool:
