@@ -6,8 +6,8 @@ A run is called by what its configuration has and the others' have not. Runs tha
 share a name, a colour and a marker, and the table gives their median, their mean and the sample standard
 deviation. So do runs that were computed in another way that moves numbers by rounding alone: backend, device,
 processes, matrix library; the precision sets runs apart. A run that is named twice, by a link or as a copy of
-its folder, counts once. The last error is a run's result, the best one is what looking at the test set often enough can find;
-runs that are not over are shown, and left out of the statistics.
+its folder, counts once. The last error is a run's result, the best one is what looking at the test set often
+enough can find; runs that are not over are shown, and left out of the statistics.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tinyres.training.report import draw_curves
 from tinyres.training.run_folder import Row, read_table
 
 CLASSES = {"cifar100": 100}  # 10 elsewhere
-# Ways to run that move numbers by rounding alone, or only decide how often somebody looks: no reason to compare.
+# Ways to run that move numbers by rounding alone, or decide how often somebody looks: no reason to compare.
 SILENT = (
     *("backend", "pairs", "device", "replicas", "blas"),
     *("data_dir", "eval_every", "checkpoint_every"),
