@@ -52,7 +52,7 @@ class Results:
             run = json.loads(path.read_text())
             # The last ten rows are what was trained between the last two looks at the test set.
             run["training_loss"] = statistics.mean(losses[-10:])
-            if not all(isfinite(run[name]) for name in ("test_error", "test_loss", "training_loss")):
+            if not all(isfinite(run.get(name, 0)) for name in ("test_error", "test_loss", "training_loss")):
                 raise UserError(
                     f"{path} or the table beside it holds numbers that are not finite: take the run out."
                 )

@@ -206,7 +206,7 @@ def train(
             run.take_steps(step, start, made)
         finally:
             step.close()
-        over = run.result() if start == config.iterations else None
+        over = run.result() if start == config.iterations else None  # of a run that was over already
         return over or run.finish(step.kind, made.rows)
 
 
@@ -278,7 +278,7 @@ class _Run:
         cut_table(self.out / "metrics.csv", METRICS, start - made.look_due)
         cut_table(self.out / "timing.csv", TIMING, start)
         made.rows = self._rows(start, made, facts)
-        made.clock = self._clock(start)
+        made.clock = self._clock(start, made)
         return start, state, made, kernels
 
     def _rows(self, start: int, made: Made, facts: dict[str, Any]) -> int:
@@ -297,7 +297,7 @@ class _Run:
             )
         return had
 
-    def _clock(self, start: int) -> Clock:
+    def _clock(self, start: int, made: Made) -> Clock:
         """Return the times up to iteration `start`; say so if they are not known."""
         times = read_table(self.out / "timing.csv")
         last = times[-1] if times else dict.fromkeys(TIMING, 0.0)
@@ -307,7 +307,8 @@ class _Run:
             clock = Clock(None)
         if last["iteration"] != start:
             clock.seconds = None
-        if start and clock.seconds is None:
+        over = start == self.config.iterations and not made.look_due and self.result()
+        if start and clock.seconds is None and not over:
             warn(
                 f"{self.out / 'timing.csv'} does not say how long the first {start:,} iterations took: "
                 "the run will have no total time, and its images a second are those of the steps timed."
