@@ -4,14 +4,17 @@
 
 A run is called by what its configuration has and the others' have not. Runs that differ in nothing but the seed
 share a name, a colour and a marker, and the table gives their median, their mean and the sample standard
-deviation. The last error is a run's result, the best one is what looking at the test set often enough can find;
-runs that are not over are shown, and left out of the statistics.
+deviation. So do runs that were computed in another way that moves numbers by rounding alone: backend, device,
+processes, matrix library; the precision sets runs apart. A run that is named twice, by a link or as a copy of
+its folder, counts once. The last error is a run's result, the best one is what looking at the test set often
+enough can find; runs that are not over are shown, and left out of the statistics.
 """
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
@@ -26,7 +29,11 @@ from tinyres.training.report import draw_curves
 from tinyres.training.run_folder import Row, read_table
 
 CLASSES = {"cifar100": 100}  # 10 elsewhere
-SILENT = ("blas", "data_dir", "eval_every", "checkpoint_every")  # settings that are not compared
+# Ways to run that move numbers by rounding alone, or decide how often somebody looks: no reason to compare.
+SILENT = (
+    *("backend", "pairs", "device", "replicas", "blas"),
+    *("data_dir", "eval_every", "checkpoint_every"),
+)
 HEADER = ("run", "seed", "parameters", "iterations", "last error, %", "best, %")
 
 
@@ -58,8 +65,14 @@ class Run:
 
     @property
     def errors(self) -> list[float]:
-        """The errors that were measured, in per cent."""
-        return [row["test_error"] for row in self.rows if row["test_error"] is not None]
+        """The errors measured, in per cent."""
+        return [row["test_error"] for row in self.looks if row["test_error"] is not None]
+
+    @property
+    def looks(self) -> list[Row]:
+        """The rows in which an error was measured; one with numbers that are not finite is no measurement."""
+        rows = [row for row in self.rows if row["test_error"] is not None]
+        return [row for row in rows if all(isfinite(row.get(x) or 0) for x in ("test_loss", "test_error"))]
 
     @property
     def iterations(self) -> int:
@@ -68,8 +81,34 @@ class Run:
 
     @property
     def over(self) -> bool:
-        """Whether the run is over."""
-        return self.iterations == self.config.iterations and bool(self.errors)
+        """Whether it came to its end."""
+        last = self.looks[-1]["iteration"] if self.errors else None
+        return last == self.iterations == self.config.iterations
+
+    def same_as(self, other: Run) -> bool:
+        """Return whether this is the same run: the same folder, or one with the same choices and numbers."""
+        if self.folder.resolve() == other.folder.resolve():
+            return True
+        choices = self.config.part("what") == other.config.part("what")
+        return choices and bool(self.rows) and self.numbers == other.numbers
+
+    @property
+    def numbers(self) -> str:
+        """The table as text, in which a NaN equals itself."""
+        return repr(self.rows)
+
+
+def distinct(runs: list[Run]) -> tuple[list[Run], list[str]]:
+    """Leave out runs that were there before; return the others, and for each one left out what it is."""
+    kept: list[Run] = []
+    again: list[str] = []
+    for run in runs:
+        first = next((other for other in kept if run.same_as(other)), None)
+        if first is None:
+            kept.append(run)
+        else:
+            again.append(f"{run.folder} is {first.folder}")
+    return kept, again
 
 
 def name_runs(runs: list[Run]) -> dict[str, list[Run]]:
@@ -99,12 +138,14 @@ def describe_run(name: str, run: Run) -> tuple[str, ...]:
 
 
 def describe_seeds(name: str, runs: list[Run]) -> str:
-    """Return the statistics of runs that differ only in the seed; an empty string for fewer than two."""
-    errors = [run.errors[-1] for run in runs if run.over]
+    """Return the statistics of runs that differ only in the seed; nothing if there are no two to compare."""
+    over = [run for run in runs if run.over]
+    errors, seeds = [run.errors[-1] for run in over], len({run.config.seed for run in over})
     if len(errors) < 2:
         return ""
+    count = f"{seeds} seeds" if seeds == len(over) else f"{len(over)} runs, seeds: {seeds}"
     spread = f"mean {fmean(errors):.2f} +- {stdev(errors):.2f}"
-    return f"{name}: median {median(errors):.2f} %, {spread} over {len(errors)} seeds"
+    return f"{name}: median {median(errors):.2f} %, {spread} over {count}"
 
 
 def in_columns(lines: list[tuple[str, ...]]) -> str:
@@ -120,11 +161,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="FOLDER", help="a run's folder")
     parser.add_argument("--out", type=Path, default=Path("comparison.png"), help="(default: comparison.png)")
     flags = parser.parse_args(arguments)
-    runs = [Run.read(folder) for folder in flags.runs]
+    runs, again = distinct([Run.read(folder) for folder in flags.runs])
     groups = name_runs(runs)
     measured_on = sorted({"validation" if run.config.validation else "test" for run in runs})
     rows = {name: [run.rows for run in group] for name, group in groups.items()}
     write_file(flags.out, draw_curves(rows, " or ".join(measured_on)))
+    if again:
+        print(f"counted once, because it is the same run: {'; '.join(again)}")
     print(in_columns([HEADER, *(describe_run(name, run) for name, group in groups.items() for run in group)]))
     only_seeds_differ = len({str(run.settings) for run in runs}) == 1
     for name, group in {"all": runs}.items() if only_seeds_differ else groups.items():

@@ -11,6 +11,8 @@ The paper's claim: with identity shortcuts and full pre-activation, deeper nets 
 from __future__ import annotations
 
 import argparse
+import shlex
+import signal
 import sys
 from dataclasses import Field, fields, replace
 from pathlib import Path
@@ -20,7 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tinyres besi
 
 from tinyres.recipes import PAPER, Recipe
 from tinyres.system.command_line import CommandLine, exit_with_one_sentence
-from tinyres.training.config import Config, blas_kernel, get_recipe
+from tinyres.system.progress import warn
+from tinyres.training.checkpoint import checkpoint_paths
+from tinyres.training.config import Config, blas_kernel, check_choices, get_recipe
 from tinyres.training.train import train
 
 SWITCHES = {
@@ -64,7 +68,7 @@ def _add_flag(parser: Any, field: Field[Any], default: Any, text: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train as the command line says. The exit code after Ctrl-C is 130."""
+    """Train as the command line says. The exit code is 130 after Ctrl-C and 143 after SIGTERM."""
     flags = vars(build_parser().parse_args(arguments))
     out, resume, quiet = flags.pop("out"), flags.pop("resume"), flags.pop("quiet")
     switches = {name: flags.pop(name) for name in SWITCHES if name in flags}
@@ -80,13 +84,27 @@ def main(arguments: list[str] | None = None) -> int:
     out = out or Path("runs") / config.name
     if resume and (out / "config.json").exists():  # settings that are not given stay as they were
         config = changed(replace(Config.read(out / "config.json"), blas=blas_kernel()))
+    elif not (out / "config.json").exists():
+        check_choices(config, {*flags, *switches})
     try:
         train(config, out, resume=resume, quiet=quiet)
     except KeyboardInterrupt as interrupt:
-        print(f"stopped; {interrupt or 'nothing new was saved'}", file=sys.stderr)
-        print(f"to go on: python demos/train_cifar.py --out {out} --resume", file=sys.stderr)
-        return 130
+        warn(f"stopped; {str(interrupt) or what_is_left(out)}")
+        if (out / "config.json").exists():
+            # as "--out=...": a name may begin with a minus
+            name = f"--out {shlex.quote(str(out))}" if str(out)[0] != "-" else shlex.quote(f"--out={out}")
+            warn(f"to go on: python demos/train_cifar.py {name} --resume")
+        return 128 + getattr(interrupt, "signal", signal.SIGINT)
     return 0
+
+
+def what_is_left(out: Path) -> str:
+    """Say what is there of a run that was stopped at once."""
+    newest = next(iter(checkpoint_paths(out)), None)
+    if newest:
+        return f"nothing new was saved, the newest checkpoint is {newest}"
+    begins = "so the run begins again" if (out / "config.json").exists() else "give the same command again"
+    return f"nothing was saved yet, {begins}"
 
 
 if __name__ == "__main__":

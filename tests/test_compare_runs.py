@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -71,7 +72,14 @@ def test_runs_that_are_not_over_stay_out_of_the_statistics(tmp_path, capsys) -> 
         ([{}, {"recipe": TORCH_PORT}], ["recipe paper", "recipe torch-port"]),
         ([{}, {"recipe": replace(PAPER, eps=1e-3)}], ["eps 1e-05", "eps 0.001"]),
         ([{}, {"iterations": 800}], ["iterations 400", "iterations 800"]),
-        ([{}, {"backend": "reference"}], ["backend numpy", "backend reference"]),
+        ([{}, {"precision": "float64"}], ["precision float32", "precision float64"]),
+        (
+            [
+                {"backend": "reference", "device": "a card", "seed": 1},
+                {"pairs": "kernels", "replicas": 3, "blas": "another"},
+            ],
+            ["seed 1", "seed 0"],
+        ),
         ([{}, {"eval_every": 7, "data_dir": "elsewhere"}], ["seed 0"]),
         (
             [{"shortcut": "scaling", "shortcut_scale": 0.5}, {}],
@@ -123,3 +131,43 @@ def test_the_command_ends_with_code_2(tmp_path) -> None:
     assert ended.returncode == 2
     assert ended.stderr.count("\n") == 1
     assert "Traceback" not in ended.stderr
+
+
+def test_a_run_named_twice_counts_once(tmp_path, capsys) -> None:
+    folders = [write_run(tmp_path / f"{seed}", replace(BASE, seed=seed), 9.0 + seed) for seed in range(2)]
+    link, copy = tmp_path / "latest", tmp_path / "copy"
+    link.symlink_to(folders[0], target_is_directory=True)
+    shutil.copytree(folders[1], copy)
+    (copy / "config.json").write_text(replace(BASE, seed=1, data_dir="elsewhere").to_json())
+    table = compare(capsys, tmp_path, *folders, link, copy, folders[0] / ".." / "0")
+    assert "all: median 9.50 %, mean 9.50 +- 0.71 over 2 seeds" in table
+    named = [line for line in table if "the same run" in line]
+    assert len(named) == 1
+    for again, first in ((link, folders[0]), (copy, folders[1])):
+        assert f"{again} is {first}" in named[0]
+
+
+def test_runs_of_one_seed_that_differ_are_no_two_seeds(tmp_path, capsys) -> None:
+    folders = [write_run(tmp_path / f"{k}", replace(BASE, replicas=k), 9.0 + k) for k in (1, 2)]
+    folders.append(write_run(tmp_path / "other seed", replace(BASE, seed=1, replicas=7), 12.0))
+    table = compare(capsys, tmp_path, *folders)
+    assert "all: median 11.00 %, mean 11.00 +- 1.00 over 3 runs, seeds: 2" in table
+
+
+@pytest.mark.parametrize("damage", ["nan,90.0", "inf,90.0", "1.0,nan"])
+def test_a_look_without_meaning_is_no_error_and_no_best(damage, tmp_path, capsys) -> None:
+    folder = write_run(tmp_path / "run", BASE, 50.0, 60.0)
+    path = folder / "metrics.csv"
+    path.write_text(path.read_text().replace("1.25,60.0", damage))
+    table = compare(capsys, tmp_path, folder)
+    assert table[1].split()[-2:] == ["50.00", "50.00"]
+    assert "of 400" in table[1]  # it did not come to its end
+
+
+def test_a_bad_byte_in_the_table_is_one_sentence(tmp_path) -> None:
+    for bad in (b"\xff", b"\x00"):
+        folder = write_run(tmp_path / f"run{bad[0]}", BASE, 50.0)
+        with open(folder / "metrics.csv", "ab") as file:
+            file.write(b"401,1," + bad + b",1,1,1,1\n")
+        with pytest.raises(UserError, match="no table of numbers"):
+            compare_runs.main([str(folder), "--out", str(tmp_path / "comparison.png")])

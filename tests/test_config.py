@@ -9,7 +9,7 @@ import pytest
 
 from tinyres.errors import UserError
 from tinyres.recipes import PAPER, TORCH_PORT, Recipe
-from tinyres.training.config import Config, differences
+from tinyres.training.config import Config, check_choices, differences
 
 OTHERS = {
     "dataset": "shapes",
@@ -123,3 +123,89 @@ def test_a_later_version_is_named_as_such(tmp_path) -> None:
 def test_every_switch_of_the_recipe_is_compared() -> None:
     flat = differences(Config(), Config(recipe=Recipe("mine", eps=1.0)), "what")
     assert flat.startswith("recipe (paper there, mine here)")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"momentum": 2.0},
+        {"momentum": 1.0},
+        {"momentum": -0.1},
+        {"learning_rate": -1.0},
+        {"learning_rate": 0.0},
+        {"weight_decay": -1e-4},
+        {"eps": -1.0},
+        {"eps": 0.0},
+        {"running_momentum": 7.0},
+        {"running_momentum": 0.0},
+        {"warm_up": -1},
+        {"warm_up": 64_000},
+        {"drops": (48_000, 32_000)},
+        {"drops": (0, 32_000)},
+        {"drops": (32_000, 32_000)},
+        {"drops": (32_000, 64_000)},
+        {"momentum_form": "quick"},
+        {"pad": "never"},
+    ],
+)
+def test_numbers_of_a_recipe_have_a_range(wrong) -> None:
+    (name,) = wrong
+    config = Config(recipe=replace(PAPER, **wrong))
+    with pytest.raises(UserError, match=f"^{name} must "):
+        check_choices(config)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "momentum", "weight_decay", "eps", "running_momentum"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "0.1", True])
+def test_what_is_no_number_is_no_recipe(name, value) -> None:
+    with pytest.raises(UserError, match=f"^{name} must be a finite number"):
+        Config(recipe=replace(PAPER, **{name: value}))
+
+
+def test_the_edges_of_the_ranges_are_fine() -> None:
+    recipe = replace(PAPER, momentum=0.0, weight_decay=0.0, running_momentum=1.0, warm_up=0, drops=(1, 63_999))
+    check_choices(Config(recipe=recipe))
+    check_choices(Config(recipe=replace(PAPER, drops=())))
+
+
+IDLE = [
+    ("shortcut_scale", 5.0, {}, {"shortcut": "scaling"}),
+    ("residual_scale", 0.5, {"shortcut": "dropout"}, {"shortcut": "scaling"}),
+    ("gate_bias", 0.0, {"shortcut": "conv"}, {"shortcut": "exclusive-gating"}),
+    ("gate_bias", 0.0, {}, {"shortcut": "shortcut-only-gating"}),
+    ("dropout_rate", 0.1, {}, {"shortcut": "dropout"}),
+    ("stride_on", "3x3", {"depth": 110}, {"depth": 164}),
+    ("stride_on", "3x3", {"depth": 29, "block": "single"}, {"depth": 29, "block": "bottleneck"}),
+    ("share_with_option_a", False, {"option": "B"}, {}),
+    ("share_with_option_a", False, {"shortcut": "conv"}, {}),
+    ("share_with_option_a", False, {"depth": 164}, {"depth": 164, "option": "A"}),
+    ("share_with_option_a", False, {"unit": "original"}, {"unit": "relu-only-preactivation"}),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "idle", "effective"), IDLE)
+def test_a_choice_that_changes_nothing_is_refused(name, value, idle, effective) -> None:
+    with pytest.raises(UserError, match=f"^{name} changes nothing without "):
+        check_choices(Config(**{name: value}, **idle))
+    with pytest.raises(UserError, match=f"^{name} changes nothing without "):
+        check_choices(Config(**idle), asked={name})  # the default, said aloud
+    check_choices(Config(**idle))
+    check_choices(Config(**{name: value}, **effective), asked={name})
+    built = [Config(**{name: chosen}, **effective) for chosen in (value, getattr(Config(), name))]
+    assert name == "gate_bias" or built[0].network() != built[1].network()  # it does have an effect
+    built = [Config(**{name: chosen}, **idle) for chosen in (value, getattr(Config(), name))]
+    assert name.endswith(("scale", "rate")) or built[0].network() == built[1].network()
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("pad", {"pad": "before-normalising", "augmentation": False}),
+        ("decay_scope", {"decay_scope": "all", "weight_decay": 0.0}),
+        ("momentum_form", {"momentum_form": "nesterov", "momentum": 0.0}),
+    ],
+)
+def test_a_switch_that_changes_nothing_is_refused(name, change) -> None:
+    with pytest.raises(UserError, match=f"^{name} changes nothing without "):
+        check_choices(Config(recipe=replace(PAPER, **change)))
+    check_choices(Config(recipe=replace(TORCH_PORT, augmentation=False, weight_decay=0.0, momentum=0.0)))

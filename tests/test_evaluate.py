@@ -13,7 +13,8 @@ from tinyres.chain import Pass, chain_forward, chain_inference
 from tinyres.init import initialise
 from tinyres.networks import build_network
 from tinyres.recipes import PAPER
-from tinyres.training.evaluate import evaluate, recompute_statistics
+from tinyres.training.evaluate import Evaluation, NotFinite, evaluate, recompute_statistics, score, top_classes
+from tinyres.training.pictures import find_mistakes
 
 NETWORK = build_network(5, block="single")
 TRAINING, TEST = toy_data(24)
@@ -76,3 +77,50 @@ def test_moments_of_mini_batches_and_groups_are_pooled() -> None:
     first = next(iter(NETWORK.batch_norms))
     for suffix in (".running_mean", ".running_var"):
         np.testing.assert_allclose(parts[first + suffix], whole[first + suffix], rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["reference", "numpy"])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_scores_that_are_not_finite_are_no_evaluation(name, wrong) -> None:
+    state = state_of(4)
+    state["fc.bias"][3] = wrong
+    with pytest.raises(NotFinite, match="not finite numbers"), np.errstate(all="ignore"):
+        evaluate(get_backend(name), NETWORK, state, TEST, normalise, batch_size=5)
+
+
+def test_scoring_stops_at_the_first_mini_batch_without_meaning() -> None:
+    asked = []
+
+    def infer(images):
+        asked.append(len(images))
+        return np.where(len(asked) == 2, -np.inf, np.zeros((len(images), 10)))
+
+    with pytest.raises(NotFinite), np.errstate(all="ignore"):
+        score(get_backend("reference"), infer, TEST, normalise, batch_size=4)
+    assert asked == [4, 4]
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_nothing_is_concluded_from_scores_that_are_not_finite(wrong) -> None:
+    logits = np.zeros((2, 3))
+    logits[1, 2] = wrong
+    for conclude in (
+        top_classes,
+        lambda x: Evaluation(1.0, 50.0, x),
+        lambda x: find_mistakes(x, np.ones(2), 5),
+    ):
+        with pytest.raises(NotFinite):
+            conclude(logits)
+    for loss, error in ((wrong, 50.0), (1.0, wrong)):
+        with pytest.raises(NotFinite):
+            Evaluation(loss, error, np.zeros((2, 3)))
+
+
+def test_statistics_that_are_not_finite_are_refused() -> None:
+    state = state_of(5)
+    first = next(name for name in state if name.endswith("conv1.weight"))
+    state[first][0, 0, 0, 0] = np.inf
+    with pytest.raises(NotFinite, match="statistics of"), np.errstate(all="ignore"):
+        recompute_statistics(
+            get_backend("reference"), NETWORK, state, TRAINING, normalise, PAPER, batch_size=24
+        )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,13 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tinyres.training.train
 from tests import toy_run
 from tests.toy_run import CONFIG, AheadToyStep, ToyStep, ending, toy_train
 from tinyres.errors import UserError
+from tinyres.recipes import PAPER
 from tinyres.system.files import append_row
 from tinyres.system.locks import owned
-from tinyres.training.checkpoint import checkpoint_path, checkpoint_paths, load_checkpoint
+from tinyres.training.checkpoint import checkpoint_path, checkpoint_paths, load_checkpoint, save_checkpoint
 from tinyres.training.config import Config
+from tinyres.training.evaluate import Evaluation
 from tinyres.training.run_folder import cut_table, read_table
 
 
@@ -278,3 +283,275 @@ def test_a_table_that_is_none_is_a_user_error(tmp_path) -> None:
     for name in ("metrics.csv", "missing.csv"):
         with pytest.raises(UserError, match=name):
             read_table(tmp_path / name)
+
+
+@pytest.mark.parametrize("loss", [np.nan, np.inf])
+def test_a_look_without_meaning_stops_the_run_and_leaves_no_error_and_no_best(
+    loss, toys, tmp_path, monkeypatch
+) -> None:
+    def look(backend, infer, *_, **__):
+        looks.append(loss if len(looks) == 2 else 1.0)
+        return Evaluation(looks[-1], 50.0, np.zeros((16, 10)))
+
+    looks: list[float] = []
+    monkeypatch.setattr(tinyres.training.train, "score", look)
+    with pytest.raises(UserError, match=r"test set .*loss.* iteration 11 at .*; .*checkpoint-00000009"):
+        toy_train(tmp_path, replace(CONFIG, eval_every=4))
+    assert [row["test_error"] for row in read_table(tmp_path / "metrics.csv")][-1] is None
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_running_statistics_that_blow_up_are_named(toys, tmp_path, monkeypatch) -> None:
+    def broken(self):
+        state = {name: array.copy() for name, array in self.arrays.items()}
+        state["last.bn.running_var"][0] = np.nan
+        return state
+
+    monkeypatch.setattr(ToyStep, "state", broken)
+    with pytest.raises(
+        UserError, match=r"last.bn.running_var stopped being finite .*; there was no checkpoint"
+    ):
+        toy_train(tmp_path)
+    assert not checkpoint_paths(tmp_path)
+
+
+def test_a_run_with_a_look_without_meaning_from_before_has_no_result(toys, tmp_path) -> None:
+    """As earlier versions left it: the error of a test loss that is no number."""
+    toy_train(tmp_path)
+    (tmp_path / "result.json").unlink()
+    path = tmp_path / "metrics.csv"
+    *rows, last = path.read_text().splitlines()
+    cells = last.split(",")
+    path.write_text("\n".join([*rows, ",".join([*cells[:5], "nan", "90.0"])]) + "\n")
+    with pytest.raises(UserError, match="not a finite number"):
+        toy_train(tmp_path, resume=True)
+    assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    "change", [{"shortcut_scale": 5.0}, {"recipe": replace(PAPER, momentum=2.0, running_momentum=7.0)}]
+)
+def test_a_run_begun_before_a_choice_was_checked_goes_on(change, toys, tmp_path, monkeypatch) -> None:
+    config = replace(CONFIG, **change)
+    with pytest.raises(UserError, match=r"shortcut_scale|momentum"):
+        toy_train(tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(tinyres.training.train, "check_choices", lambda config: None)
+    ToyStep.accidents = {4: "interrupt"}
+    with pytest.raises(KeyboardInterrupt):
+        toy_train(tmp_path / "run", config)
+    monkeypatch.undo()
+    toy_run.put_toys_in(monkeypatch.setattr)
+    ToyStep.accidents = {}
+    recorded = Config.read(tmp_path / "run" / "config.json")
+    assert toy_train(tmp_path / "run", recorded, resume=True)["iterations"] == 12
+
+
+SHORT_LAST = replace(CONFIG, batch_size=16, recipe=replace(PAPER, short_last_batch=True))
+"""Mini-batches of 16, 16 and 8 images."""
+
+
+@pytest.fixture
+def clock(monkeypatch) -> None:
+    """A clock that shows a second more at each look, so that a step takes one."""
+    seconds = itertools.count()
+    monkeypatch.setattr(tinyres.training.train.time, "perf_counter", lambda: float(next(seconds)))
+
+
+def without_times(result: dict) -> dict:
+    return {key: value for key, value in result.items() if key not in ("seconds", "images_per_second")}
+
+
+@pytest.mark.parametrize("config", [CONFIG, SHORT_LAST])
+@pytest.mark.parametrize("stopped_at", [0, 4, 10])
+@pytest.mark.parametrize("how", ["interrupt", "terminate", "nan loss"])
+def test_stopped_and_resumed_it_has_the_numbers_of_a_run_that_was_not(
+    how, stopped_at, config, toys, clock, tmp_path
+) -> None:
+    whole = toy_train(tmp_path / "whole", config)
+    ToyStep.accidents = {stopped_at: how}
+    with pytest.raises(UserError if how == "nan loss" else tinyres.training.train.Stopped):
+        toy_train(tmp_path / "run", config)
+    ToyStep.accidents = {}
+    result = toy_train(tmp_path / "run", config, resume=True)
+    ends = [ending(tmp_path / name) for name in ("run", "whole")]
+    for name in ("metrics.csv", "config.json", "checkpoint-00000012.safetensors"):
+        assert ends[0][name] == ends[1][name]
+    assert without_times(result) == without_times(whole)
+    images = 12 * 8 if config is CONFIG else 4 * (16 + 16 + 8)
+    assert result["images_per_second"] == whole["images_per_second"] == round(images / 12, 1)
+    last = read_table(tmp_path / "run" / "timing.csv")[-1]
+    assert (last["step_seconds"], last["step_images"]) == (12.0, images)
+    assert result["seconds"] == last["seconds"] >= 12
+
+
+def test_a_run_killed_in_a_child_process_has_the_numbers_of_one_that_was_not(toys, tmp_path) -> None:
+    whole = toy_train(tmp_path / "whole")
+    assert toy_run.in_a_child(tmp_path / "run", 60) == -1
+    assert checkpoint_paths(tmp_path / "run")
+    result = toy_train(tmp_path / "run", resume=True)
+    assert without_times(result) == without_times(whole)
+    assert ending(tmp_path / "run") == ending(tmp_path / "whole")
+    assert read_table(tmp_path / "run" / "timing.csv")[-1]["step_images"] == 96
+
+
+def stopped_run(folder: Path) -> None:
+    """Leave a run that was interrupted after 5 or 6 of its 12 iterations, with looks after 2 and 4."""
+    ToyStep.accidents = {4: "interrupt"}
+    with pytest.raises(KeyboardInterrupt):
+        toy_train(folder, replace(CONFIG, eval_every=2))
+    ToyStep.accidents = {}
+
+
+def test_without_its_timing_a_run_has_no_total_and_the_rate_of_what_was_timed(
+    toys, clock, tmp_path, capsys
+) -> None:
+    stopped_run(tmp_path)
+    (tmp_path / "timing.csv").unlink()
+    result = toy_train(tmp_path, replace(CONFIG, eval_every=2), resume=True)
+    assert (result["seconds"], result["images_per_second"]) == (None, 8.0)
+    assert "timing.csv does not say how long the first" in capsys.readouterr().err
+    assert read_table(tmp_path / "timing.csv")[-1]["step_images"] in (8 * 6, 8 * 7)
+
+
+def test_a_part_of_its_timing_still_counts(toys, clock, tmp_path) -> None:
+    stopped_run(tmp_path)
+    lines = (tmp_path / "timing.csv").read_text().splitlines()
+    (tmp_path / "timing.csv").write_text("\n".join(lines[:2]) + "\n")
+    result = toy_train(tmp_path, replace(CONFIG, eval_every=2), resume=True)
+    assert (result["seconds"], result["images_per_second"]) == (None, 8.0)
+
+
+def test_the_timing_of_an_earlier_version_is_not_taken_for_more_than_it_says(toys, clock, tmp_path) -> None:
+    stopped_run(tmp_path)
+    lines = (tmp_path / "timing.csv").read_text().splitlines()
+    (tmp_path / "timing.csv").write_text("\n".join(line.rpartition(",")[0] for line in lines) + "\n")
+    result = toy_train(tmp_path, replace(CONFIG, eval_every=2), resume=True)
+    assert result["images_per_second"] == 8.0
+
+
+def test_at_its_end_without_timing_a_run_has_no_rate(toys, tmp_path) -> None:
+    first = toy_train(tmp_path)
+    (tmp_path / "timing.csv").unlink()
+    assert toy_train(tmp_path, resume=True) == first  # what was written then stays
+    for name in ("timing.csv", "result.json"):
+        (tmp_path / name).unlink()
+    result = toy_train(tmp_path, resume=True)
+    assert (result["seconds"], result["images_per_second"]) == (None, None)
+    assert without_times(result) == without_times(first)
+
+
+def looks(monkeypatch, *errors: float) -> None:
+    """Let looks at the test set find these errors, one after the other."""
+    rest = iter(errors)
+
+    def look(backend, infer, *_, **__):
+        return Evaluation(1.0, next(rest), np.zeros((16, 10)))
+
+    monkeypatch.setattr(tinyres.training.train, "score", look)
+
+
+def test_the_best_error_is_the_smallest_wherever_it_was(toys, tmp_path, monkeypatch) -> None:
+    looks(monkeypatch, 60.0, 20.0, 40.0)
+    result = toy_train(tmp_path, replace(CONFIG, eval_every=4))
+    assert (result["test_error"], result["best_test_error"]) == (40.0, 20.0)
+
+
+@pytest.mark.parametrize(
+    ("lost", "by"),
+    [
+        ("everything", "this version"),
+        ("the first line", "this version"),
+        ("the last line", "this version"),
+        ("everything", "an earlier version"),  # which did not count the lines
+        ("the last line", "an earlier version"),
+    ],
+)
+def test_where_lines_were_lost_there_is_no_best(lost, by, toys, tmp_path, monkeypatch, capsys) -> None:
+    looks(monkeypatch, *(10.0 * number for number in range(20)))
+    stopped_run(tmp_path)
+    path = tmp_path / "metrics.csv"
+    header, *lines = path.read_text().splitlines()
+    kept = {"everything": [], "the first line": lines[1:], "the last line": lines[:-1]}[lost]
+    path.write_text("\n".join([header, *kept]) + "\n")
+    if by == "an earlier version":
+        done, state, facts = load_checkpoint(checkpoint_paths(tmp_path)[0])
+        del facts["rows"]
+        save_checkpoint(tmp_path, done, state, facts)
+    capsys.readouterr()
+    result = toy_train(tmp_path, replace(CONFIG, eval_every=2), resume=True)
+    assert result["best_test_error"] is None
+    assert "metrics.csv has lost lines" in capsys.readouterr().err
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+
+
+def test_nothing_is_missed_in_a_run_that_an_earlier_version_stopped(toys, tmp_path, capsys) -> None:
+    stopped_run(tmp_path)
+    done, state, facts = load_checkpoint(checkpoint_paths(tmp_path)[0])
+    del facts["rows"]
+    save_checkpoint(tmp_path, done, state, facts)
+    capsys.readouterr()
+    assert toy_train(tmp_path, replace(CONFIG, eval_every=2), resume=True)["best_test_error"] == 50.0
+    assert "lost" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("at_look", [1, 2, 3])
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_look_is_broken_off_between_two_mini_batches_and_done_later(
+    number, at_look, killed, toys, tmp_path, monkeypatch
+) -> None:
+    config = replace(CONFIG, eval_every=4)
+    began = 0
+
+    def look(backend, infer, dataset, normalise, **_):
+        nonlocal began
+        began += 1
+        normalise(dataset.images[:8])
+        if began == at_look:
+            os.kill(os.getpid(), number)
+        normalise(dataset.images[8:])
+        return Evaluation(float(infer(None).sum() ** 2), 50.0, np.zeros((16, 10)))
+
+    toy_train(tmp_path / "whole", config)
+    monkeypatch.setattr(tinyres.training.train, "score", look)
+    with pytest.raises(tinyres.training.train.Stopped, match=f"saved after {4 * at_look} iterations") as stop:
+        toy_train(tmp_path / "run", config)
+    assert stop.value.signal == number
+    assert began == at_look
+    assert not (tmp_path / "run" / "result.json").exists()
+    if killed:  # after the line of metrics.csv, before the checkpoint
+
+        def out_of_luck(*_):
+            raise RuntimeError("killed")
+
+        save = tinyres.training.train.save_checkpoint
+        monkeypatch.setattr(tinyres.training.train, "save_checkpoint", out_of_luck)
+        if at_look == 3:
+            with pytest.raises(RuntimeError, match="killed"):
+                toy_train(tmp_path / "run", config, resume=True)
+        monkeypatch.setattr(tinyres.training.train, "save_checkpoint", save)
+    result = toy_train(tmp_path / "run", config, resume=True)
+    assert ending(tmp_path / "run") == ending(tmp_path / "whole")
+    assert result["best_test_error"] == 50.0
+
+
+def test_signals_are_as_they_were_after_a_run(toys, tmp_path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    toy_train(tmp_path)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "timing.csv"])
+@pytest.mark.parametrize("bad", [b"2,\xff,0.1\n", b"2,x,0.1\n", b"2,\x00,0.1\n", b"2,1" + 9 * b",1" + b"\n"])
+def test_a_table_with_a_bad_byte_is_one_sentence_and_stays(name, bad, toys, tmp_path) -> None:
+    stopped_run(tmp_path)
+    path = tmp_path / name
+    header, _, lines = path.read_bytes().partition(b"\n")
+    path.write_bytes(header + b"\n" + bad + lines)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=f"{name} is damaged .*delete it"):
+        toy_train(tmp_path, replace(CONFIG, eval_every=2), resume=True)
+    assert path.read_bytes() == before
+    path.unlink()
+    toy_train(tmp_path, replace(CONFIG, eval_every=2), resume=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import runpy
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,10 +16,13 @@ from pathlib import Path
 
 import pytest
 
+from demos import train_cifar
 from tests.data.fake_cifar import write_binary
 from tests.tiny_demo import DEMO, TINY_CIFAR10, run_demo
 from tests.toy_run import ending
-from tinyres.training.checkpoint import checkpoint_paths
+from tinyres.training.checkpoint import checkpoint_paths, load_newest_checkpoint
+from tinyres.training.config import Config
+from tinyres.training.train import Stopped
 
 SMALL = "--depth 8 --batch-size 8 --iterations 12 --eval-every 5 --checkpoint-every 2"
 
@@ -107,6 +112,87 @@ def test_ctrl_c_saves_says_how_to_go_on_and_the_rest_needs_no_flags(whole, tmp_p
     assert ending(run) == ending(whole[0])
 
 
+def test_sigterm_saves_as_ctrl_c_does_and_the_hint_can_be_pasted(whole, tmp_path) -> None:
+    run = tmp_path / "my run; it's mine"
+    with start(*SMALL.split(), "--out", str(run)) as process:
+        while not checkpoint_paths(run) and process.poll() is None:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert "saved after" in err
+    assert "Traceback" not in err
+    hint = err.splitlines()[-1].removeprefix("to go on: ")
+    python, script, *flags = shlex.split(hint)
+    assert (python, script) == ("python", "demos/train_cifar.py")
+    code, _, err = finish(*flags, "--quiet")
+    assert (code, err) == (0, "")
+    assert (run / "metrics.csv").read_bytes() == (whole[0] / "metrics.csv").read_bytes()
+
+
+def stop(how: KeyboardInterrupt, out: str, monkeypatch, capsys) -> tuple[int, list[str]]:
+    """Let the training be stopped; return the exit code and what stands on stderr."""
+
+    def train(*_, **__):
+        raise how
+
+    monkeypatch.setattr(train_cifar, "train", train)
+    code = train_cifar.main(["--out", out])
+    return code, capsys.readouterr().err.splitlines()
+
+
+def test_a_second_ctrl_c_says_what_is_left(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, said = stop(KeyboardInterrupt(), "-my run", monkeypatch, capsys)
+    assert (code, said) == (130, ["stopped; nothing was saved yet, give the same command again"])
+    run = tmp_path / "-my run"
+    run.mkdir()
+    (run / "config.json").write_text(Config().to_json())
+    monkeypatch.setattr(Config, "read", lambda path: Config())
+    code, said = stop(KeyboardInterrupt(), "-my run", monkeypatch, capsys)
+    assert said[0] == "stopped; nothing was saved yet, so the run begins again"
+    assert shlex.split(said[1])[-2:] == ["--out=-my run", "--resume"]
+    (run / "checkpoint-00000007.safetensors").write_text("")
+    code, said = stop(KeyboardInterrupt(), "-my run", monkeypatch, capsys)
+    assert "the newest checkpoint is -my run/checkpoint-00000007.safetensors" in said[0]
+    code, said = stop(Stopped(signal.SIGTERM, "saved after 7 iterations"), "-my run", monkeypatch, capsys)
+    assert (code, said[0]) == (143, "stopped; saved after 7 iterations")
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code"), [("2>&-", 0), (">&-", 0), (">/dev/full", 0), ("2>/dev/full", 0), ("| head -1", 0)]
+)
+def test_a_run_goes_on_where_nobody_listens(redirection, code, tmp_path) -> None:
+    command = f'"$0" -m tests.tiny_demo {SMALL} --out "$1" {redirection}'
+    command = f"set -o pipefail; {command}"
+    ended = subprocess.run(
+        ["bash", "-c", command, sys.executable, str(tmp_path / "run")],
+        cwd=DEMO.parents[1],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == code, ended.stderr
+    assert "Traceback" not in ended.stderr + ended.stdout
+    assert "Exception ignored" not in ended.stderr
+    assert (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_killed_worker_costs_one_sentence_and_no_checkpoint(whole, tmp_path) -> None:
+    run = tmp_path / "run"
+    flags = SMALL.replace("--batch-size 8", "--batch-size 40").replace("--iterations 12", "--iterations 400")
+    with start(*flags.split(), "--replicas", "2", "--out", str(run)) as process:
+        while not checkpoint_paths(run) and process.poll() is None:
+            time.sleep(0.005)
+        (worker,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(worker), signal.SIGKILL)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err
+    assert "replica 1 is gone (exit code -9), as where the system has run out of memory" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    load_newest_checkpoint(run)
+
+
 def test_make_train_needs_no_download_and_goes_on_where_it_was_stopped() -> None:
     makefile = DEMO.parents[1] / "Makefile"
     if not makefile.exists():
@@ -118,11 +204,22 @@ def test_make_train_needs_no_download_and_goes_on_where_it_was_stopped() -> None
     assert (asked.dataset, asked.resume) == ("shapes", True)
 
 
-def test_a_loss_that_is_no_number_stops_it(tmp_path) -> None:
-    flags = [*SMALL.split(), "--learning-rate", "1e30", "--out", str(tmp_path / "run"), "--quiet"]
-    code, _, err = finish(*flags)
-    assert code == 2
-    assert "at learning rate 1e+" in err.splitlines()[-1]
+@pytest.mark.parametrize(
+    "more",
+    [
+        "--learning-rate 1e30",
+        "--learning-rate 1000 --iterations 6 --eval-every 1",
+        "--learning-rate 100 --iterations 20 --eval-every 1 --recompute-statistics",
+    ],
+)
+def test_a_number_that_is_not_finite_stops_it(more, tmp_path) -> None:
+    """Whether the loss of training or that of a look at the test set blows up first."""
+    code, out, err = finish(*SMALL.split(), *more.split(), "--out", str(tmp_path / "run"))
+    assert code == 2, out
+    assert "at learning rate 1" in err.splitlines()[-1]
+    assert "checkpoint" in err.splitlines()[-1]
+    assert "nan" not in (tmp_path / "run" / "metrics.csv").read_text()
+    assert not (tmp_path / "run" / "result.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -149,6 +246,20 @@ def test_a_loss_that_is_no_number_stops_it(tmp_path) -> None:
         ("--validation 40", "cannot hold out 40"),
         ("--data-dir nowhere", "is not in nowhere"),
         ("--data-dir nowhere", "--dataset shapes needs no download"),
+        ("--momentum 2", "momentum must lie in [0, 1), not be 2.0"),
+        ("--learning-rate -1", "learning_rate must be a finite number above 0"),
+        ("--eps -1", "eps must be"),
+        ("--weight-decay nan", "weight_decay must be a finite number"),
+        ("--running-momentum 7", "running_momentum must lie in (0, 1]"),
+        ("--drops 48000 32000", "drops must be"),
+        ("--warm-up -1", "warm_up must be"),
+        ("--dropout-rate 1 --shortcut dropout", "dropout rate"),
+        ("--gate-bias nan", "gate_bias must be a finite number"),
+        ("--shortcut-scale 5", "without --shortcut scaling"),
+        ("--shortcut-scale 1", "without --shortcut scaling"),
+        ("--share-with-option-a --option B", "share_with_option_a changes nothing"),
+        ("--stride-on first-1x1", "without --block bottleneck"),
+        ("--resume --momentum 2", "momentum must lie in"),
         ("--colour red", "unrecognized arguments: --colour red"),
     ],
 )

@@ -49,6 +49,8 @@ class ToyStep(Step):
         accident = self.accidents.get(t)
         if accident == "interrupt":
             os.kill(os.getpid(), signal.SIGINT)
+        if accident == "terminate":
+            os.kill(os.getpid(), signal.SIGTERM)
         loss = float(np.abs(self.arrays["fc.bias"]).sum()) + 0.1 * t
         for array in self.arrays.values():
             array *= 0.9

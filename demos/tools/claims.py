@@ -16,11 +16,13 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone's tinyres, installed or not
 
+from tinyres.errors import UserError
 from tinyres.recipes import PAPER_ITERATIONS
 from tinyres.system.command_line import CommandLine, exit_with_one_sentence
 from tinyres.training.config import Config
@@ -43,11 +45,20 @@ class Results:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.runs: list[dict[str, Any]] = []
+        seen: list[tuple[dict[str, Any], list[float]]] = []
         for path in sorted(folder.glob("training/**/result.json")):
             with open(path.with_name("metrics.csv"), newline="") as file:
                 losses = [float(row["training_loss"]) for row in csv.DictReader(file)]
-            # The last ten rows belong to the training between the last two evaluations on the test set.
-            self.runs.append(json.loads(path.read_text()) | {"training_loss": statistics.mean(losses[-10:])})
+            run = json.loads(path.read_text())
+            # The last ten rows are what was trained between the last two looks at the test set.
+            run["training_loss"] = statistics.mean(losses[-10:])
+            if not all(isfinite(run.get(name, 0)) for name in ("test_error", "test_loss", "training_loss")):
+                raise UserError(
+                    f"{path} or the table beside it holds numbers that are not finite: take the run out."
+                )
+            if (run, losses) not in seen:  # a copy of a run is no second run
+                seen.append((run, losses))
+                self.runs.append(run)
 
     def rows(self, name: str, **wanted: Any) -> list[dict[str, str]]:
         """Return the rows of a CSV file that have these values.

@@ -15,6 +15,7 @@ from tinyres.backend import Job, get_backend
 from tinyres.cpu.replicas import Replicas, interrupts_deferred
 from tinyres.cpu.step import how_many, share
 from tinyres.data import FromFunction
+from tinyres.errors import UserError
 from tinyres.networks import build_network
 from tinyres.recipes import PAPER, TORCH_PORT
 from tinyres.system.platform import usable_cores
@@ -276,3 +277,14 @@ def test_a_failure_in_the_middle_of_a_shared_group_ends_everybody():
             with pytest.raises(RuntimeError, match=r"replica 3 is gone \(exit code -9\)"):
                 step(1)
         assert not any(is_running(pid) for pid in workers)
+
+
+def test_a_step_whose_worker_was_killed_is_a_user_error_and_a_worker_that_failed_is_not():
+    step = make_step(make_batches(8, (16, 16), np.float32), 2)
+    step(0)
+    worker, _ = step._processes.workers[0]
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(UserError, match=r"replica 1 is gone \(exit code -9\), .* fewer --replicas"):
+        step(1)
+    with pytest.raises(RuntimeError, match="was closed"):
+        step(2)

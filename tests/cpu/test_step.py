@@ -1,9 +1,12 @@
 """The planned step against the composed textbook step: same losses, same state, for every net that it knows."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from tinyres.backend import Job, get_backend
+from tinyres.chain import Pass, chain_forward
 from tinyres.data import FromFunction
 from tinyres.init import initialise
 from tinyres.networks import build_network
@@ -181,3 +184,29 @@ def test_moments_survive_a_mean_a_thousand_times_the_deviation():
     assert values == 8 * 8 * 5
     np.testing.assert_allclose(mean[0], exact.mean(axis=(0, 1, 3)), rtol=1e-6)
     np.testing.assert_allclose(var[0], exact.var(axis=(0, 1, 3)), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("backend", "replicas"), [("reference", 1), ("numpy", 1), ("numpy", 2)])
+def test_the_gradient_of_a_short_mini_batch_is_a_mean_over_its_own_images(backend, replicas):
+    """Measured on the bias of the classifier: its gradient is the mean of p - [the right class]."""
+    sizes = {0: 8, 1: 3}
+    recipe = replace(TORCH_PORT, momentum=0.0, weight_decay=0.0, learning_rate=1.0, drops=())
+    network = build_network(8)
+    start = random_state(network, recipe, np.float64)
+
+    @FromFunction
+    def batches(t):
+        return make_batches(sizes[t], (16, 16), np.float64)(t)
+
+    for t, n in sizes.items():
+        job = Job(network, recipe, batches, start, iterations=2, dtype=np.float64, replicas=replicas)
+        step = get_backend(backend).make_step(job)
+        step(t)
+        moved = start["fc.bias"] - step.state()["fc.bias"]
+        step.close()
+        images, labels = batches(t)
+        logits, _, _ = chain_forward(
+            Pass(get_backend("reference"), start, recipe.groups(n), recipe.eps), network.layers, images
+        )
+        p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(moved, (p - np.eye(10)[labels]).mean(axis=0), rtol=1e-9, atol=1e-12)

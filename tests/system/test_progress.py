@@ -127,6 +127,37 @@ def test_saying_something_to_nobody(monkeypatch) -> None:
         warn("words")
 
 
+def test_saying_something_to_somebody_who_has_gone(monkeypatch, capsys) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Broken())
+        say("words")
+        say("more words")
+    assert capsys.readouterr().err == "nothing more is printed (Broken pipe). The work goes on.\n"
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", Broken())
+        warn("words")
+        warn("more words")
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "words"),
+    [("| head -1", 141, "nobody reads"), (">/dev/full", 2, "No space left"), (">&-", 0, "")],
+)
+def test_a_command_whose_output_goes_nowhere_ends_with_a_sentence_at_most(redirection, code, words) -> None:
+    program = "from tinyres.system.command_line import exit_with_one_sentence as run\n"
+    program += "run(lambda: print(*range(99999), sep='\\n'))"
+    ended = subprocess.run(
+        ["bash", "-c", f'set -o pipefail; "$0" -c "$1" {redirection}', sys.executable, program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == code, ended.stderr
+    assert words in ended.stderr
+    assert ended.stderr.count("\n") == bool(words)
+
+
 def test_what_is_said_is_in_the_log_at_once(monkeypatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(raw)))

@@ -10,7 +10,7 @@ parent adds the gradients of all replicas in order and updates the parameters, a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from tinyres.cpu.meeting import Board, Team
 from tinyres.cpu.memory import empty
 from tinyres.cpu.plan import Plan
 from tinyres.cpu.replicas import Replicas, interrupts_deferred
+from tinyres.errors import UserError
 from tinyres.optim import update
 from tinyres.recipes import learning_rate
 from tinyres.step import ComposedStep, update_running_statistics
@@ -70,7 +71,7 @@ class FastStep(Step):
         """Run iteration t and return the mini-batch's summed loss and its number of errors."""
         recipe = self.job.recipe
         with interrupts_deferred():
-            results = self._processes.run([t] * self.replicas)
+            results = self._run([t] * self.replicas)
             rate = learning_rate(recipe, t, self.job.iterations)
             for name, gradient in self.gradients[0].items():
                 for others in self.gradients[1:]:
@@ -85,7 +86,7 @@ class FastStep(Step):
     def infer(self, images: Array) -> Array:
         """Return the logits (N, classes) of normalised images (N, 3, H, W) at test time, by its state."""
         with interrupts_deferred():
-            return np.concatenate(self._processes.run(np.array_split(images, self.replicas)))
+            return np.concatenate(self._run(np.array_split(images, self.replicas)))
 
     def state(self) -> dict[str, Array]:
         """Return a copy of the training state: NumPy arrays, C-contiguous."""
@@ -99,6 +100,18 @@ class FastStep(Step):
     def close(self) -> None:
         """End the worker processes."""
         self._processes.close()
+
+    def _run(self, requests: Sequence[Any]) -> list[Any]:
+        """Let every replica answer its request; a worker that was killed is no fault of ours."""
+        try:
+            return self._processes.run(requests)
+        except RuntimeError as error:
+            if " is gone (exit code -" not in str(error):  # it failed by itself, or this step was closed
+                raise
+            raise UserError(
+                f"{str(error).rstrip('.')}, as where the system has run out of memory: what was saved is kept; "
+                "go on with fewer --replicas."
+            ) from error
 
     def _answer(self, replica: int, request: int | Array) -> Any:
         """Run a replica's share of iteration t, or compute the logits of its images."""

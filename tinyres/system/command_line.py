@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from tinyres.errors import UserError
+from tinyres.system.progress import lead_nowhere, warn
+
+BROKEN_PIPE = 128 + 13  # how a shell reports a program that SIGPIPE has ended
 
 
 class CommandLine(argparse.ArgumentParser):
@@ -37,6 +41,9 @@ class CommandLine(argparse.ArgumentParser):
 def exit_with_one_sentence(main: Callable[[], int | None]) -> None:
     """Run a command's ``main`` and turn a `UserError` into one line on stderr and exit code 2.
 
+    Where nobody reads the output any more (``| head -1``), the command ends with one line and exit code 141, as
+    a shell reports it; where the output's disk is full, with one line and exit code 2.
+
     Parameters
     ----------
     main : callable
@@ -50,9 +57,23 @@ def exit_with_one_sentence(main: Callable[[], int | None]) -> None:
     open_missing_streams()
     try:
         code = main()
+        sys.stdout.flush()  # what fails here would fail when Python ends, with a traceback
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        warn(f"error: {error}")
         code = 2
+    except KeyboardInterrupt:
+        warn("stopped.")
+        code = 130  # as a shell reports it
+    except BrokenPipeError:
+        code = BROKEN_PIPE
+        lead_nowhere("stdout")
+        warn("error: nobody reads the output any more, so the command has ended.")
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG):
+            raise  # not of a stream
+        code = 2
+        lead_nowhere("stdout")
+        warn(f"error: cannot write the output: {error.strerror}.")
     sys.exit(code)
 
 

@@ -6,9 +6,12 @@ file each report is a line of its own: the first report, then at most one in hal
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import suppress
 from typing import Any, Protocol, TextIO
 
 from tqdm import tqdm
@@ -56,14 +59,50 @@ def progress(items: Iterable[Any] | None = None, *, quiet: bool = False, **optio
 def say(text: str) -> None:
     """Print a line to stdout at once, without breaking a bar that is on the screen."""
     if is_open(sys.stdout):
-        tqdm.write(text)
-        sys.stdout.flush()  # so that in a log this line and the bar's lines are in the order of time
+        try:
+            tqdm.write(text)
+            sys.stdout.flush()  # in a log, this line and those of the bar come in the order of time
+        except OSError as error:
+            lead_nowhere("stdout")
+            warn(f"nothing more is printed ({error.strerror}). The work goes on.")
 
 
 def warn(text: str) -> None:
     """Print a line to stderr, without breaking a bar that is on the screen."""
     if is_open(sys.stderr):
-        tqdm.write(text, file=sys.stderr)
+        try:
+            tqdm.write(text, file=sys.stderr)
+            sys.stderr.flush()
+        except OSError:
+            lead_nowhere("stderr")
+
+
+def lead_nowhere(name: str) -> None:
+    """Let a standard stream that nobody reads any more, or whose disk is full, lead nowhere from now on.
+
+    What it still holds would fail again when Python ends, so the file below it is exchanged as well.
+
+    Parameters
+    ----------
+    name : {"stdout", "stderr"}
+    """
+    stream = getattr(sys, name)
+    with suppress(OSError, ValueError):  # a stream without a file below it
+        number = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(number, stream.fileno())
+        finally:
+            os.close(number)
+        return
+    setattr(sys, name, _Nowhere())
+
+
+class _Nowhere(io.TextIOBase):
+    """A stream that takes everything and keeps nothing."""
+
+    def write(self, text: str, /) -> int:
+        """Take a text."""
+        return len(text)
 
 
 def is_open(file: TextIO | None) -> bool:
@@ -168,5 +207,7 @@ class Lines:
         try:
             self.file.write(text.strip() + "\n")
             self.file.flush()
-        except (OSError, ValueError):  # the reader has ended or the file was closed: the work goes on
+        except (OSError, ValueError):  # nobody reads any more, or the file was closed: the work goes on
+            if self.file is sys.stderr:
+                lead_nowhere("stderr")
             self.file = None

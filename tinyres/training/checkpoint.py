@@ -74,7 +74,7 @@ def save_checkpoint(folder: Path, iteration: int, state: Mapping[str, Array], fa
     """
     arrays = {name: np.asarray(array, order="C") for name, array in state.items()}
     content = {"format": FORMAT, "iteration": iteration, "facts": facts}
-    text = json.dumps({"crc32": _checksum(content, arrays), **content})
+    text = json.dumps({"crc32": _checksum(content, arrays), **content}, allow_nan=False)
     path = checkpoint_path(folder, iteration)
     write_file(path, save(arrays, {"tinyres": text}))  # one entry: safetensors does not keep the order
     prune_checkpoints(path)

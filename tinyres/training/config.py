@@ -10,10 +10,12 @@ in the checkpoints.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, fields, replace
-from math import isfinite
+from itertools import pairwise
+from math import inf, isfinite
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 from threadpoolctl import threadpool_info
@@ -21,7 +23,7 @@ from threadpoolctl import threadpool_info
 from tinyres.backend import STREAM_FORMATS, TENSORS
 from tinyres.errors import UserError
 from tinyres.networks import LAYERS_PER_UNIT, OPTIONS, STRIDES_ON, Network, build_network
-from tinyres.recipes import PAPER, RECIPES, Recipe
+from tinyres.recipes import PAPER, PAPER_ITERATIONS, RECIPES, Recipe
 from tinyres.shortcuts import FIGURE_2
 from tinyres.system.platform import usable_cores
 from tinyres.units import FIGURE_4
@@ -127,6 +129,12 @@ class Config:
             value = getattr(self, name)
             if type(value) not in (int, float) or not isfinite(value):
                 raise UserError(f"{name} must be a finite number, not {value!r}.")
+        for each in fields(Recipe):
+            value = getattr(self.recipe, each.name)
+            if isinstance(getattr(PAPER, each.name), float) and not (
+                type(value) in (int, float) and isfinite(value)
+            ):
+                raise UserError(f"{each.name} must be a finite number, not {value!r}.")
         if self.precision not in TENSORS:
             raise UserError(f"precision must be one of {', '.join(TENSORS)}, not {self.precision!r}.")
         if self.stream not in STREAM_FORMATS:
@@ -178,12 +186,12 @@ class Config:
         """Return one part with the types that JSON reads: plain values, and lists for tuples."""
         mine = asdict(self)
         values = {f.name: mine[f.name] for f in fields(self) if f.metadata["part"] == part}
-        return cast(dict[str, Any], json.loads(json.dumps(values)))
+        return cast(dict[str, Any], json.loads(json.dumps(values, allow_nan=False)))
 
     def to_json(self) -> str:
         """Return both parts as the text of ``config.json``."""
         parts = {"format": FORMAT, "what": self.part("what"), "how": self.part("how")}
-        return json.dumps(parts, indent=2) + "\n"
+        return json.dumps(parts, indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def read(cls, path: Path) -> Config:
@@ -214,6 +222,86 @@ class Config:
             raise
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path} is damaged ({error}).") from error
+
+
+def check_choices(config: Config, asked: Collection[str] = ()) -> None:
+    """Refuse numbers out of their range, and choices that would change nothing.
+
+    For runs that begin: one that was begun before goes on with what it has.
+
+    Parameters
+    ----------
+    config : Config
+    asked : collection of str
+        Fields of `Config` and `Recipe` that somebody has chosen; those that differ from the default, or from
+        the recipe of that name, were chosen in any case.
+
+    Raises
+    ------
+    UserError
+        Names the first such choice, and what to do about it.
+
+    Examples
+    --------
+    >>> check_choices(Config(shortcut="scaling", shortcut_scale=0.5))
+    >>> check_choices(Config(dropout_rate=0.1))
+    Traceback (most recent call last):
+        ...
+    tinyres.errors.UserError: dropout_rate changes nothing without --shortcut dropout: add that or leave it out.
+    """
+    recipe, kinds = config.recipe, get_type_hints(Recipe)
+    for name, (holds, range_) in _RANGES.items():
+        if not holds(getattr(recipe, name)):
+            raise UserError(f"{name} must {range_}, not be {getattr(recipe, name)!r}.")
+    for name, kind in kinds.items():
+        if get_origin(kind) is Literal and getattr(recipe, name) not in get_args(kind):
+            words = ", ".join(get_args(kind))
+            raise UserError(f"{name} must be one of {words}, not {getattr(recipe, name)!r}.")
+    default, known = Config(), RECIPES.get(recipe.name, PAPER)
+    chosen = set(asked)
+    chosen |= {f.name for f in fields(Config) if getattr(config, f.name) != getattr(default, f.name)}
+    chosen |= {f.name for f in fields(Recipe) if getattr(recipe, f.name) != getattr(known, f.name)}
+    network = config.network()
+    merge, kind = FIGURE_2[network.shortcut], FIGURE_4[network.unit]
+    gates = " or ".join(name for name, each in FIGURE_2.items() if each.gated)
+    units = ", ".join(name for name, each in FIGURE_4.items() if each.before_first)
+    needs = {
+        "shortcut_scale": (merge.scaled, "--shortcut scaling"),
+        "residual_scale": (merge.scaled, "--shortcut scaling"),
+        "gate_bias": (merge.gated, f"--shortcut {gates}"),
+        "dropout_rate": (merge.masked, "--shortcut dropout"),
+        "stride_on": (network.block == "bottleneck", "--block bottleneck"),
+        "share_with_option_a": (
+            network.option == "A" and bool(kind.before_first),
+            f"--option A and a unit that begins with its activation ({units})",
+        ),
+        "pad": (recipe.augmentation, "--augmentation"),
+        "decay_scope": (recipe.weight_decay > 0, "a --weight-decay above 0"),
+        "momentum_form": (recipe.momentum > 0, "a --momentum above 0"),
+    }
+    for name, (has_effect, need) in needs.items():
+        if name in chosen and not has_effect:
+            raise UserError(f"{name} changes nothing without {need}: add that or leave it out.")
+
+
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "learning_rate": (lambda x: 0 < x < inf, "be a finite number above 0"),
+    "momentum": (lambda x: 0 <= x < 1, "lie in [0, 1)"),
+    "weight_decay": (lambda x: 0 <= x < inf, "be a finite number of at least 0"),
+    "eps": (lambda x: 0 < x < inf, "be a finite number above 0"),
+    "running_momentum": (lambda x: 0 < x <= 1, "lie in (0, 1]"),
+    "warm_up": (
+        lambda x: type(x) is int and 0 <= x < PAPER_ITERATIONS,
+        f"be a whole number of at least 0 and below {PAPER_ITERATIONS}, a run's length in its unit",
+    ),
+    "drops": (
+        lambda x: (
+            all(type(each) is int for each in x) and all(a < b for a, b in pairwise((0, *x, PAPER_ITERATIONS)))
+        ),
+        f"be whole numbers that increase, above 0 and below {PAPER_ITERATIONS}, a run's length in their unit",
+    ),
+}
+"""What numbers of a recipe must be for training to have a meaning."""
 
 
 def differences(recorded: Config, asked: Config, part: Part) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 
@@ -11,13 +12,45 @@ from tinyres.array import Array
 from tinyres.backend import Backend
 from tinyres.chain import Pass, chain_forward
 from tinyres.data import Dataset
+from tinyres.errors import UserError
 from tinyres.networks import Network
 from tinyres.recipes import Recipe
 
 
+class NotFinite(UserError):
+    """Scores, a loss or statistics that are infinite or not a number: nothing can be concluded from them."""
+
+
+def top_classes(logits: Array) -> Array:
+    """Return the class with the highest score of each image.
+
+    Parameters
+    ----------
+    logits : array, (N, classes)
+
+    Returns
+    -------
+    array of int64, (N,)
+
+    Raises
+    ------
+    NotFinite
+        If a score is infinite or not a number: `argmax` would take the first such class for the best.
+
+    Examples
+    --------
+    >>> top_classes(np.array([[0.5, 2.0], [3.0, 1.0]]))
+    array([1, 0])
+    """
+    if not np.isfinite(logits).all():
+        raise NotFinite("the network's scores are not finite numbers, so that no class is the best one.")
+    top: Array = logits.argmax(axis=1)
+    return top
+
+
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of `evaluate`.
+    """What `evaluate` found; finite numbers, or there is no evaluation.
 
     Attributes
     ----------
@@ -27,17 +60,27 @@ class Evaluation:
         The share of images whose class is not the top one, in per cent.
     logits : array, (N, classes)
         The class scores, in the order of the data set; a NumPy array.
+
+    Raises
+    ------
+    NotFinite
+        If a score, the loss or the error is infinite or not a number.
     """
 
     loss: float
     error: float
     logits: Array
 
+    def __post_init__(self) -> None:
+        top_classes(self.logits)
+        for name in ("loss", "error"):
+            if not isfinite(getattr(self, name)):
+                raise NotFinite(f"the {name} over the data set is {getattr(self, name)}, no finite number.")
+
     @property
     def predictions(self) -> Array:
         """The top class of each image, (N,), int64."""
-        top: Array = self.logits.argmax(axis=1)
-        return top
+        return top_classes(self.logits)
 
 
 def evaluate(
@@ -69,6 +112,11 @@ def evaluate(
     Returns
     -------
     Evaluation
+
+    Raises
+    ------
+    NotFinite
+        If the network's scores are not finite numbers.
     """
     infer = backend.make_inference(network, state, eps=eps)
     return score(backend, infer, dataset, normalise, batch_size=batch_size)
@@ -94,6 +142,11 @@ def score(
     Returns
     -------
     Evaluation
+
+    Raises
+    ------
+    NotFinite
+        If the scores are not finite numbers; at the first mini-batch of such scores.
     """
     xp = backend.xp
     total, scores = 0.0, []
@@ -102,8 +155,9 @@ def score(
         loss_sum, _ = backend.layers["softmax_cross_entropy"].forward(logits, xp.asarray(labels))
         total += float(loss_sum)
         scores.append(backend.to_host(logits))
+        top_classes(scores[-1])
     logits = np.concatenate(scores)
-    errors = int((logits.argmax(axis=1) != dataset.labels).sum())
+    errors = int((top_classes(logits) != dataset.labels).sum())
     return Evaluation(total / len(logits), 100 * errors / len(logits), logits)
 
 
@@ -134,7 +188,12 @@ def recompute_statistics(
     Returns
     -------
     dict of array
-        A copy of `state` with the new running statistics.
+        A copy of `state` with other running statistics.
+
+    Raises
+    ------
+    NotFinite
+        If a mean or a variance is not a finite number.
     """
     xp = backend.xp
     batch_size = min(batch_size, len(dataset.labels))
@@ -155,6 +214,8 @@ def recompute_statistics(
         variances = np.concatenate([var for _, var in pairs]).astype(np.float64)
         unbiased = counts[name] / (counts[name] - 1)
         mean, var = means.mean(axis=0), (variances.mean(axis=0) + means.var(axis=0)) * unbiased
+        if not (np.isfinite(mean).all() and np.isfinite(var).all()):
+            raise NotFinite(f"the statistics of {name} over the training set are not finite numbers.")
         result[f"{name}.running_mean"] = mean.astype(state[f"{name}.running_mean"].dtype)
         result[f"{name}.running_var"] = var.astype(state[f"{name}.running_var"].dtype)
     return result

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tinyres.array import Array
+from tinyres.training.evaluate import top_classes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # imported where it is used, because the import takes a while
@@ -134,7 +135,7 @@ def draw_mistakes(
         A PNG file.
     """
     places, confidences = find_mistakes(logits, labels, count)
-    predicted = logits[places].argmax(axis=1)
+    predicted = top_classes(logits[places])
     captions = [
         f"{classes[truth]}:\n{classes[guess]}, {100 * confidence:.0f} %"
         for truth, guess, confidence in zip(labels[places], predicted, confidences, strict=True)
@@ -188,9 +189,10 @@ def find_mistakes(logits: Array, labels: Array, count: int) -> tuple[Array, Arra
     >>> places, confidences.round(3)
     (array([2, 1]), array([0.993, 0.731]))
     """
+    top = top_classes(logits)  # refuses scores that are not finite, before anything is computed from them
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     confidences = 1 / np.exp(shifted).sum(axis=1)  # the top class has exp(0)
-    wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
+    wrong = np.flatnonzero(top != labels)
     places = wrong[np.argsort(-confidences[wrong], kind="stable")][:count]
     return places, confidences[places]
 

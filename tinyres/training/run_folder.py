@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,11 +15,25 @@ Row: TypeAlias = dict[str, float | None]
 
 
 def cut_table(path: Path, header: tuple[str, ...], iteration: int) -> None:
-    """Keep a table's complete lines up to an iteration (the first column); make the table if it is missing."""
-    lines = path.read_text().splitlines(keepends=True)[1:] if path.exists() else []
-    numbered = [(line.partition(",")[0], line) for line in lines if line.endswith("\n")]
-    kept = [line for number, line in numbered if number.isdecimal() and int(number) <= iteration]
-    write_file(path, "".join([",".join(header) + "\n", *kept]).encode())
+    """Keep a table's whole lines up to an iteration, its first column; make the table if there is none.
+
+    Raises
+    ------
+    UserError
+        If what would be kept is no table of numbers; the file stays as it is.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[1:] if path.exists() else []
+        numbered = [(line.partition(",")[0], line) for line in lines if line.endswith("\n")]
+        kept = [line for number, line in numbered if number.isdecimal() and int(number) <= iteration]
+        text = "".join([",".join(header) + "\n", *kept])
+        _parse(io.StringIO(text))
+    except (OSError, *_NO_TABLE) as error:
+        raise UserError(
+            f"{path} is damaged ({error}): put a good copy in its place, or delete it and go on without "
+            "what it held."
+        ) from error
+    write_file(path, text.encode())
 
 
 def read_table(path: Path) -> list[Row]:
@@ -29,13 +45,18 @@ def read_table(path: Path) -> list[Row]:
         If the file is missing or is not a table of numbers.
     """
     try:
-        with open(path, newline="") as file:
-            return [
-                {name: float(text) if text else None for name, text in row.items()}
-                for row in csv.DictReader(file)
-            ]
-    except (OSError, ValueError, TypeError) as error:
+        with open(path, newline="", encoding="utf-8") as file:
+            return _parse(file)
+    except (OSError, *_NO_TABLE) as error:
         raise UserError(f"{path} is missing or no table of numbers ({error}).") from error
+
+
+_NO_TABLE = (ValueError, TypeError, csv.Error)  # a byte or a cell that is none, a cell too many, a NUL
+
+
+def _parse(file: Iterable[str]) -> list[Row]:
+    rows = csv.DictReader(file)
+    return [{name: float(text) if text else None for name, text in row.items()} for row in rows]
 
 
 def check_folder(folder: Path, resume: bool) -> None:
