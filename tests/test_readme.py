@@ -1,4 +1,4 @@
-"""The Python examples of the README and of docs/api.md run; every file of the book stands in the reading order."""
+"""The examples of README.md and docs/api.md run, and the reading order names every file of the book."""
 
 import re
 from pathlib import Path
