@@ -14,9 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyres.backend import get_backend
+from tinyres.backend import Job, get_backend
+from tinyres.data import FromFunction
 from tinyres.gradcheck import GradientError, check_gradient, relative_error
+from tinyres.init import initialise
 from tinyres.layers.batch_norm import bn_backward, bn_forward
+from tinyres.networks import build_network
+from tinyres.recipes import PAPER
 
 
 def affine_forward(x, w, b=None):
@@ -414,7 +418,7 @@ def test_a_reused_output_buffer_is_told():
         buffer[...] = x
         return x * x, buffer
 
-    for bad, backward in ((forward, lambda dy, _: 0 * dy), (cached, lambda dy, x: 2 * x * dy)):
+    for bad, backward in ((forward, lambda dy, _: 2 * dy), (cached, lambda dy, x: 2 * x * dy)):
         with pytest.raises(GradientError, match="the forward pass writes into what an earlier call returned"):
             check_gradient(bad, backward, [numbers(4)])
     with pytest.raises(GradientError, match="the backward pass writes into what an earlier call returned"):
@@ -581,6 +585,24 @@ def test_the_rectifier_has_gradient_0_at_0(backend):
     relu = get_backend(backend).layers["relu"]
     _, cache = relu.forward(np.array([-1.0, -0.0, 0.0, 1.0], np.float32))
     np.testing.assert_array_equal(relu.backward(np.ones(4, np.float32), cache), [0, 0, 0, 1])
+
+
+@pytest.mark.parametrize("backend", ["reference", "numpy"])
+def test_a_training_step_has_gradient_0_where_the_rectifier_is_at_0(backend):
+    """Images of zeros: every batch norm gives its shift, 0, and no gradient comes back through a ReLU."""
+    network = build_network(8)
+    state = initialise(network, PAPER, 0)
+    batches = FromFunction(lambda t: (np.zeros((4, 3, 16, 16), np.float32), np.arange(4)))
+    step = get_backend(backend).make_step(Job(network, PAPER, batches, state, iterations=2, replicas=1))
+    assert (step.kind == "planned") == (backend == "numpy")
+    step(0)
+    after = step.state()
+    step.close()
+    shifts = [name for name in after if name.endswith(".bias") and "bn" in name]
+    assert len(shifts) == 14  # with their velocities
+    for name in shifts:
+        np.testing.assert_array_equal(after[name], 0, err_msg=name)
+    assert after["fc.bias"].any()
 
 
 def test_the_chapter_in_the_docs_is_true():

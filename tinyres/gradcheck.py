@@ -147,7 +147,7 @@ def check_gradient(
     kink exactly at x looks the same at h and h / 2: keep x away from kinks. A backward pass that is wrong for
     some x only needs checks at many x: draw them with hypothesis.
 
-    Before any of this both passes are rehearsed: see `_Watched.rehearse`.
+    In the end both passes are asked again, to find a hidden state: see `_Watched.ask_again`.
 
     Examples
     --------
@@ -176,7 +176,6 @@ def check_gradient(
     for name, x in wanted.items():
         _check_argument(name, x)
     pair = _Watched(forward, backward, by_name, wrt, outputs, options or {})
-    rehearsed = pair.rehearse(step, tolerance)
 
     rng = np.random.default_rng(seed)
     errors: dict[str, float] = {}
@@ -185,6 +184,9 @@ def check_gradient(
         checked = 0
         while checked < directions:
             call = pair.forward()
+            for i, y in call.outputs.items():
+                if not np.isfinite(y).all():
+                    raise GradientError(f"output {i} of the forward pass is not finite at these arguments")
             u = {i: rng.standard_normal(y.shape) for i, y in call.outputs.items()}
             gradient = pair.backward(call, u)[name]
             slope = partial(_slope, pair, name, u)
@@ -209,7 +211,7 @@ def check_gradient(
                     f" {_worst_entry(name, gradient, slope, h, tolerance)}"
                 )
             errors[name] = max(errors.get(name, 0.0), error)
-    _check_linear(*rehearsed, tolerance)
+    pair.ask_again(tolerance)
     return GradientReport(errors, redraws)
 
 
@@ -268,6 +270,16 @@ class _Call(NamedTuple):
     handed: dict[str, Any]  # the copies of arguments and options it worked on, by name
 
 
+class _First(NamedTuple):
+    """The first call of both passes."""
+
+    call: _Call
+    u: Mapping[int, Array]
+    gradients: dict[str, Tree]  # copies
+    returned: Any  # by the backward pass
+    kept: tuple[dict[str, Any], dict[str, Any]]  # the bits of what forward and backward returned
+
+
 class _Watched:
     """A forward and a backward pass that get copies of everything, and are caught writing into them."""
 
@@ -284,6 +296,7 @@ class _Watched:
         self.arguments: dict[str, Tree] = _copy(arguments)
         self.options: dict[str, Any] = _copy(options)
         self.wrt, self.outputs = wrt, outputs
+        self.first: _First | None = None
 
     def forward(self, moved: Mapping[str, Tree] | None = None) -> _Call:
         """Call the forward pass, with some arguments in other places than usual."""
@@ -297,10 +310,6 @@ class _Watched:
 
     def backward(self, call: _Call, u: Mapping[int, Array]) -> dict[str, Tree]:
         """Call the backward pass; return copies of its gradients, by name."""
-        return self._backward(call, u)[1]
-
-    def _backward(self, call: _Call, u: Mapping[int, Array]) -> tuple[Any, dict[str, Tree]]:
-        """Call the backward pass; return what it returned, and copies of its gradients by name."""
         cache = call.returned[-1]
         cotangents = {
             "its cotangent" if len(u) == 1 else f"its cotangent of output {i}": np.array(u[i]) for i in u
@@ -310,64 +319,58 @@ class _Watched:
         after = _bits(cotangents), _bits({"its cache": cache}), _bits(call.handed)
         if changes := [change for change in map(_first_change, before, after) if change]:
             raise GradientError(f"the backward pass writes into {', and so into '.join(changes)}")
-        gradients = _by_name(returned, self.wrt)
-        return returned, {
-            name: _checked_gradient(name, self.arguments[name], gradients[name]) for name in self.wrt
+        gradients = {
+            name: _checked_gradient(name, self.arguments[name], gradient)
+            for name, gradient in _by_name(returned, self.wrt).items()
         }
+        if self.first is None:
+            kept = _bits({"forward": call.returned}), _bits({"backward": returned})
+            self.first = _First(call, u, gradients, returned, kept)
+        return gradients
 
-    def rehearse(self, step: float, tolerance: float) -> tuple[dict[str, Tree], dict[str, Tree]]:
-        """Call both passes again, and demand what passes without a hidden state fulfil.
+    def ask_again(self, tolerance: float) -> None:
+        """Go back to the first call, after all the others, and demand what holds without a hidden state.
 
-        What a call returned is still there after the next, and the same arguments give the same outputs.
-        Returns the gradients, and those for -1024 times the cotangent, asked with the old cache after another
-        forward pass: they have to be -1024 times as large.
+        What it returned is still there; the same arguments give the same outputs; and its cache, after a
+        forward pass with other arguments, gives -1024 times the gradient for -1024 times the cotangent.
         """
-        rng = np.random.default_rng(0)
-        first = self.forward()
-        for i, y in first.outputs.items():
-            if not np.isfinite(y).all():
-                raise GradientError(f"output {i} of the forward pass is not finite at these arguments")
-        u = {i: rng.standard_normal(y.shape) for i, y in first.outputs.items()}
-        returned, gradients = self._backward(first, u)
-        kept = {"output and cache": first.returned, "gradient": returned}
-        before = _bits(kept)
-
-        elsewhere = {}
-        for name in self.wrt:
-            x = self.arguments[name]
-            if x is not None:
-                elsewhere[name] = _moved(x, _random_direction(rng, _flat(x).size), step)
-        with np.errstate(all="ignore"), suppress(ValueError, ArithmeticError):  # it may leave the domain
-            self.forward(elsewhere)
-        if _first_change(before, _bits(kept)):
-            raise GradientError(
-                "the forward pass writes into what an earlier call returned: a buffer used again?"
-            )
-        again = self._backward(first, {i: ANOTHER_SCALE * part for i, part in u.items()})[1]
-        if _first_change(before, _bits(kept)):
-            raise GradientError(
-                "the backward pass writes into what an earlier call returned: a buffer used again?"
-            )
-
+        assert self.first is not None
+        call, u, gradients, returned, kept = self.first
         repeated = self.forward().outputs
-        for i, y in first.outputs.items():
+        for i, y in call.outputs.items():
             if y.shape != repeated[i].shape or not _norm(repeated[i] - y) <= tolerance * _norm(y):
                 raise GradientError(
                     f"output {i} is another at a second call with the same arguments; is forward random, or"
                     f" does it keep a state?"
                 )
-        return gradients, again
 
-
-def _check_linear(gradients: Mapping[str, Tree], again: Mapping[str, Tree], tolerance: float) -> None:
-    """Demand that the gradient for a multiple of the cotangent is that multiple."""
-    for name in gradients:
-        dx, scaled = _flat(gradients[name]), _flat(again[name])
-        if not _norm(scaled / ANOTHER_SCALE - dx) <= tolerance * _norm(dx):
-            raise GradientError(
-                f"the gradient of {name} is wrong: {ANOTHER_SCALE:g} times the cotangent gives another multiple"
-                f" of it; the backward pass is not linear, is random, or reads a state besides its cache"
-            )
+        rng = np.random.default_rng(0)
+        elsewhere = {}
+        for name in self.wrt:
+            if (x := self.arguments[name]) is not None:
+                flat = _flat(x)
+                elsewhere[name] = _moved(x, _random_direction(rng, flat.size), 0.01 * (1 + _norm(flat)))
+        with np.errstate(all="ignore"), suppress(Exception):  # it may refuse: these need not be in its domain
+            self.forward(elsewhere)
+        again = self.backward(call, {i: ANOTHER_SCALE * part for i, part in u.items()})
+        for which, was, now in zip(
+            ("forward", "backward"),
+            kept,
+            (_bits({"forward": call.returned}), _bits({"backward": returned})),
+            strict=True,
+        ):
+            if _first_change(was, now):
+                raise GradientError(
+                    f"the {which} pass writes into what an earlier call returned; does it use a buffer again?"
+                )
+        for name, gradient in gradients.items():
+            dx = _flat(gradient)
+            if not _norm(_flat(again[name]) / ANOTHER_SCALE - dx) <= tolerance * _norm(dx):
+                raise GradientError(
+                    f"the gradient of {name} is wrong: {ANOTHER_SCALE:g} times the cotangent gives another"
+                    f" multiple of it; the backward pass is not linear, is random, or reads a state besides"
+                    f" its cache"
+                )
 
 
 def _check_settings(directions: int, step: float, tolerance: float, max_redraws: int) -> None:
@@ -593,6 +596,8 @@ def _laid_out_as(x: Array, values: Array) -> Array:
     """Copy values into memory with the strides and gaps of x, so that a pass sees no tidier array than x."""
     if type(x) is not np.ndarray or x.dtype.hasobject or not x.size:
         return copy.deepcopy(values)
+    if x.flags.c_contiguous or x.flags.f_contiguous:
+        return np.array(values, order="C" if x.flags.c_contiguous else "F")
     spans = [(length - 1) * stride for length, stride in zip(x.shape, x.strides, strict=True)]
     memory = np.zeros(sum(map(abs, spans)) + x.itemsize, np.uint8)
     laid_out: Array = np.ndarray(x.shape, x.dtype, memory, -sum(span for span in spans if span < 0), x.strides)
@@ -656,4 +661,6 @@ def _attributes(thing: Any) -> dict[str, Any]:
 
 def _first_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """Name the first thing that is gone or has other bits; new ones may have come."""
-    return next((path for path, bits in before.items() if after.get(path) != bits), "")
+    return (
+        "" if before == after else next((path for path, bits in before.items() if after.get(path) != bits), "")
+    )
