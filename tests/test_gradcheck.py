@@ -1,15 +1,26 @@
 """The checker itself: right gradients pass, wrong entries are named, and nothing fools it quietly."""
 
 import doctest
+import itertools
 import math
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tinyres.backend import Job, get_backend
+from tinyres.data import FromFunction
 from tinyres.gradcheck import GradientError, check_gradient, relative_error
+from tinyres.init import initialise
+from tinyres.layers.batch_norm import bn_backward, bn_forward
+from tinyres.networks import build_network
+from tinyres.recipes import PAPER
 
 
 def affine_forward(x, w, b=None):
@@ -215,7 +226,7 @@ def test_a_kink_does_not_hide_a_wrong_backward():
 
 
 def test_a_forward_that_is_not_finite_fails():
-    with pytest.raises(GradientError, match="finite difference is nan"):
+    with pytest.raises(GradientError, match="output 0 of the forward pass is not finite"):
         check_gradient(lambda x: (x * math.nan, None), lambda dy, _: dy, [numbers(3)])
 
 
@@ -251,6 +262,347 @@ def test_relative_error_is_small_only_for_finite_numbers_that_agree(fd, an, floo
 def test_right_gradients_pass_for_every_seed(seed, n, k):
     arguments = [numbers(n, k, seed=seed), numbers(k, 3, seed=seed), numbers(3, seed=seed)]
     check_gradient(affine_forward, affine_backward, arguments, outputs=[0], directions=1, seed=seed)
+
+
+class SquareCache(NamedTuple):
+    x: np.ndarray
+
+
+@dataclass
+class Held:
+    inner: dict
+
+
+def times_two(dy, cache):
+    dy *= 2
+    return dy
+
+
+def emptied(dy, cache):
+    dy[...] = 0
+    return dy
+
+
+def clipped(dy, cache):
+    return np.clip(dy, -0.1, 0.1, out=dy)
+
+
+@pytest.mark.parametrize("backward", [times_two, emptied, clipped])
+@pytest.mark.parametrize("x", [np.ones((2, 4)), np.array(1.0), numbers(3, 3)[::2].T])
+def test_a_backward_that_writes_into_its_cotangent_is_told_so(backward, x):
+    before = x.copy()
+    with pytest.raises(GradientError, match=r"^the backward pass writes into its cotangent$"):
+        check_gradient(lambda x: (x, None), backward, [x])
+    np.testing.assert_array_equal(x, before)
+
+
+def test_a_right_gradient_that_writes_into_its_cotangent_is_not_called_wrong():
+    def backward(dy, x):
+        dy *= 2 * x
+        return dy
+
+    with pytest.raises(GradientError, match=r"^the backward pass writes into its cotangent$"):
+        check_gradient(lambda x: (x * x, x), backward, [numbers(2, 4)])
+
+
+def test_the_cotangent_that_is_written_into_is_named():
+    def backward(dy, dz, cache):
+        dz += dy
+        return dz
+
+    with pytest.raises(GradientError, match=r"writes into its cotangent of output 1$"):
+        check_gradient(lambda x: (x, x + 0, None), backward, [numbers(3)])
+
+
+def test_a_forward_that_writes_into_an_argument_is_told_so():
+    def square_forward(x):
+        x *= x
+        return x, x
+
+    def behind_its_cache(x):
+        y = x * x
+        x *= 3
+        return y, x
+
+    for forward in (square_forward, behind_its_cache):
+        x = numbers(2, 4)
+        with pytest.raises(GradientError, match=r"^the forward pass writes into x$"):
+            check_gradient(forward, lambda dy, x: 2 * x * dy, [x])
+        np.testing.assert_array_equal(x, numbers(2, 4))
+
+
+def test_a_forward_that_writes_into_a_parameter_a_constant_or_an_option_is_told_so():
+    victim = ""
+
+    def forward(params, mask, *, scale):
+        {"params": params["w"], "mask": mask, "scale": scale}[victim][...] = 0
+        return params["w"] * mask * scale, None
+
+    asked = {"arguments": [{"w": numbers(3)}, np.ones(3)], "wrt": ["params"], "options": {"scale": np.ones(3)}}
+    for victim in ("params", "mask", "scale"):
+        with pytest.raises(GradientError, match=f"the forward pass writes into {victim}"):
+            check_gradient(forward, lambda dy, _: {"w": dy}, **asked)
+
+
+CACHES = {
+    "a tuple": (lambda held: (held, 3), lambda cache: cache[0], r"\[0\]"),
+    "a NamedTuple": (SquareCache, lambda cache: cache.x, r"\.x"),
+    "a list of dicts": (lambda held: [{"x": held}], lambda cache: cache[0]["x"], r"\[0\]\['x'\]"),
+    "a dataclass": (lambda held: Held({"x": held}), lambda cache: cache.inner["x"], r"\.inner\['x'\]"),
+    "an array": (lambda held: held, lambda cache: cache, ""),
+    "an array of objects": (lambda held: np.array([held, None], object), lambda cache: cache[0], r"\[0\]"),
+    "a closure": (lambda held: lambda: held, lambda cache: cache(), r"\.held"),
+    "a partial": (lambda held: partial(np.add, held), lambda cache: cache.args[0], r"\.args\[0\]"),
+    "a namespace": (lambda held: SimpleNamespace(x=held), lambda cache: cache.x, r"\.x"),
+}
+
+
+@pytest.mark.parametrize("kind", CACHES)
+@pytest.mark.parametrize("view", [False, True])
+def test_a_backward_that_writes_into_its_cache_is_told_so(kind, view):
+    wrap, unwrap, place = CACHES[kind]
+
+    def forward(x):
+        return x * x, wrap(x if view else x.copy())
+
+    def sound(dy, cache):
+        return 2 * unwrap(cache) * dy
+
+    def backward(dy, cache):
+        x = unwrap(cache)
+        x *= 2
+        return x * dy
+
+    assert check_gradient(forward, sound, [numbers(2, 4)]).worst < 1e-7
+    words = f"^the backward pass writes into its cache{place}" + (", and so into x$" if view else "$")
+    with pytest.raises(GradientError, match=words):
+        check_gradient(forward, backward, [numbers(2, 4)])
+
+
+def test_a_backward_that_uses_its_cache_up_is_told_so():
+    def forward(x):
+        return x * x, [x]
+
+    with pytest.raises(GradientError, match=r"writes into its cache$"):
+        check_gradient(forward, lambda dy, caches: 2 * caches.pop() * dy, [numbers(3)])
+
+
+def test_the_catalogues_batch_norm_may_not_write_either():
+    def backward(dy, cache):
+        dy *= 2
+        return bn_backward(dy, cache)
+
+    arguments = [numbers(4, 2, 3, 3), numbers(2), numbers(2, 1)[:, 0]]
+    assert check_gradient(bn_forward, bn_backward, arguments, outputs=(0,)).worst < 1e-6
+    with pytest.raises(GradientError, match="writes into its cotangent"):
+        check_gradient(bn_forward, backward, arguments, outputs=(0,))
+
+
+def test_inputs_may_be_returned_shared_and_read_only():
+    x = np.broadcast_to(np.array([1.0, 2.0, 3.0]), (2, 3))  # read-only, rows that share memory
+    check_gradient(lambda s, f: (s + f, None), lambda dy, _: (dy, dy), [x, x])
+    check_gradient(lambda x: (x, x), lambda dy, _: dy, [x])
+    frozen = numbers(4)
+    frozen.flags.writeable = False
+    check_gradient(lambda x: (x * x, x), lambda dy, x: 2 * x * dy, [frozen])
+    check_gradient(lambda x: (x.copy(), None), lambda dy, _: dy, [np.float64(3.0)])
+
+
+def test_a_reused_output_buffer_is_told():
+    buffer = np.empty(4)
+
+    def forward(x):
+        return np.multiply(x, 2, out=buffer), None
+
+    def cached(x):
+        buffer[...] = x
+        return x * x, buffer
+
+    for bad, backward in ((forward, lambda dy, _: 2 * dy), (cached, lambda dy, x: 2 * x * dy)):
+        with pytest.raises(GradientError, match="the forward pass writes into what an earlier call returned"):
+            check_gradient(bad, backward, [numbers(4)])
+    with pytest.raises(GradientError, match="the backward pass writes into what an earlier call returned"):
+        check_gradient(lambda x: (2 * x, None), lambda dy, _: np.multiply(dy, 2, out=buffer), [numbers(4)])
+
+
+def test_state_besides_the_cache_is_found():
+    last = {}
+
+    def forward(x):
+        last["x"] = x
+        return x * x, None
+
+    with pytest.raises(GradientError, match="reads a state besides its cache"):
+        check_gradient(forward, lambda dy, _: 2 * last["x"] * dy, [numbers(4)], directions=1)
+
+    calls = itertools.count()
+    with pytest.raises(GradientError, match="is another at a second call"):
+        check_gradient(lambda x: (x * (2 if next(calls) else 1), None), lambda dy, _: 2 * dy, [numbers(4)])
+
+
+def test_a_backward_that_is_right_for_usual_cotangents_alone_is_found():
+    """A clip at 10 is met by no normal cotangent, but a derivative is linear."""
+    with pytest.raises(GradientError, match="-1024 times the cotangent gives another multiple"):
+        check_gradient(lambda x: (x, None), lambda dy, _: np.clip(dy, -10, 10), [numbers(4)])
+
+
+def test_parameters_keep_their_order():
+    def forward(params):
+        y = np.eye(2)
+        for w in params.values():
+            y = y @ w
+        return y, params
+
+    def backward(dy, params):
+        b, a = params.values()
+        return {"a": b.T @ dy, "b": dy @ a.T}
+
+    check_gradient(forward, backward, [{"b": numbers(2, 2), "a": numbers(2, 2, seed=1)}])
+
+
+def log_forward(x):
+    return np.log(x), x
+
+
+def test_a_step_may_leave_the_domain():
+    for seed in range(20):
+        x = np.array([1e-4, 0.3, 0.6999])
+        assert check_gradient(log_forward, lambda dy, x: dy / x, [x], seed=seed).worst <= 1e-6
+        assert check_gradient(
+            lambda x: (np.sqrt(x), x), lambda dy, x: dy / (2 * np.sqrt(x)), [np.array([1e-5])], seed=seed
+        )
+        with pytest.raises(GradientError, match=r"is wrong: .* the worst entry is x\[0\]"):
+            check_gradient(log_forward, lambda dy, x: dy / x * np.array([2, 1, 1]), [x], seed=seed)
+
+
+def test_a_forward_that_refuses_to_leave_its_domain():
+    def picky_forward(x):
+        if (x <= 0).any():
+            raise ValueError("x has to be positive")
+        return np.log(x), x
+
+    check_gradient(picky_forward, lambda dy, x: dy / x, [np.array([1e-4, 0.3, 0.6999])], seed=2)
+    with pytest.raises(ValueError, match="x has to be positive"):
+        check_gradient(picky_forward, lambda dy, x: dy / x, [np.array([-1.0])])
+
+
+def test_without_a_finite_neighbourhood_nothing_passes():
+    def forward(x):
+        return np.where(x == 1, 0.0, math.nan), None
+
+    for backward in (lambda dy, _: dy, lambda dy, _: 0 * dy):
+        with pytest.raises(GradientError, match="cannot be judged: the forward pass is not finite near x"):
+            check_gradient(forward, backward, [np.ones(2)])
+
+
+def test_a_step_that_is_lost_in_rounding_decides_nothing():
+    for x, step in ((np.full(3, 1e15), 1e-4), (np.ones(3), 1e-30)):
+        for backward in (lambda dy, _: dy, lambda dy, _: 0 * dy):
+            with pytest.raises(GradientError, match="too short to move x"):
+                check_gradient(lambda x: (x + 0, None), backward, [x], step=step)
+
+
+@pytest.mark.parametrize("scale", [1e-250, 1e250])
+def test_sums_of_squares_that_overflow_do_not_matter(scale):
+    check_gradient(lambda x: (scale * x, None), lambda dy, _: scale * dy, [numbers(3)])
+    with pytest.raises(GradientError):
+        check_gradient(lambda x: (scale * x, None), lambda dy, _: 0.9 * scale * dy, [numbers(3)])
+
+
+ONE = np.ones(2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"outputs": (-1,)}, "outputs is .*counted from 0"),
+        ({"outputs": (2,)}, "outputs is"),
+        ({"outputs": (0, 0)}, "outputs is"),
+        ({"outputs": ()}, "no output to differentiate"),
+        ({"outputs": 0}, "a sequence of places"),
+        ({"outputs": (0.5,)}, "a sequence of places"),
+        ({"directions": 0}, "directions is 0"),
+        ({"directions": 1.5}, "directions is 1.5"),
+        ({"max_redraws": -1}, "max_redraws is -1"),
+        ({"wrt": ()}, "no argument is left"),
+        ({"wrt": ("x", "x")}, "twice"),
+        ({"wrt": ("z",)}, "no argument is called z; there are x"),
+        ({"step": 0}, "step is 0"),
+        ({"step": -1e-4}, "step is"),
+        ({"step": math.nan}, "step is nan"),
+        ({"step": math.inf}, "step is inf"),
+        ({"tolerance": math.nan}, "tolerance is nan"),
+        ({"tolerance": 0.0}, "tolerance is"),
+        ({"tolerance": 1.0}, "between 0 and 1"),
+        ({"arguments": []}, "no argument is left"),
+        ({"arguments": [None]}, "no argument is left"),
+        ({"arguments": ONE}, "a list or a tuple of arrays, not a ndarray"),
+        ({"arguments": [1.0]}, "x is a float; finite differences need float64 arrays"),
+        ({"arguments": [[1.0, 2.0]]}, "x is a list"),
+        ({"arguments": [{"w": 1.0}]}, r"x\['w'\] is a float"),
+        ({"arguments": [np.ones(2, int)]}, "x is int64"),
+        ({"arguments": [np.ones(2, complex)]}, "x is complex128"),
+        ({"arguments": [np.ones((0, 3))]}, "x is empty"),
+        ({"arguments": [{}]}, "x is empty"),
+        ({"arguments": [np.array([1.0, math.nan])]}, "not finite"),
+        ({"forward": lambda x: x}, "in a tuple; here a ndarray"),
+        ({"forward": lambda x: (x,)}, "in a tuple; here a tuple of 1"),
+        ({"forward": lambda x: None}, "in a tuple; here a NoneType"),
+        ({"forward": lambda x: (x[:0], None)}, "all of them are empty"),
+        ({"forward": lambda x: (x.astype(int), None)}, "output 0 is int64"),
+        ({"forward": lambda x: (x * 1j, None)}, "output 0 is complex128"),
+    ],
+)
+def test_a_check_that_cannot_fail_or_makes_no_sense_is_refused(settings, words):
+    asked = {"forward": lambda x: (x, None), "backward": lambda dy, _: dy, "arguments": [ONE]}
+    check_gradient(**asked)
+    with pytest.raises(ValueError, match=words):
+        check_gradient(**{**asked, **settings})
+
+
+@pytest.mark.parametrize(
+    ("gradient", "words"),
+    [
+        (lambda dy: dy + 0j, "complex128, not real numbers"),
+        (lambda dy: dy.astype(object), "object, not real numbers"),
+        (lambda dy: dy > 0, "bool, not real numbers"),
+        (lambda dy: [[1.0], [1.0, 2.0]], "a list, no array"),
+        (lambda dy: "dx", "not real numbers"),
+        (lambda dy: {"x": dy}, "is a dict, the argument of shape"),
+        (lambda dy: (dy, dy), "2 gradients for 1 arguments"),
+        (lambda dy: (), "0 gradients for 1 arguments"),
+        (lambda dy: dy[:1], r"of shape \(1,\), the argument of shape \(2,\)"),
+    ],
+)
+def test_a_gradient_of_the_wrong_kind_fails(gradient, words):
+    with pytest.raises(GradientError, match=words):
+        check_gradient(lambda x: (x, None), lambda dy, _: gradient(dy), [ONE])
+
+
+@pytest.mark.parametrize("backend", ["reference", "numpy"])
+def test_the_rectifier_has_gradient_0_at_0(backend):
+    """Finite differences cannot say: the kink is exactly there."""
+    relu = get_backend(backend).layers["relu"]
+    _, cache = relu.forward(np.array([-1.0, -0.0, 0.0, 1.0], np.float32))
+    np.testing.assert_array_equal(relu.backward(np.ones(4, np.float32), cache), [0, 0, 0, 1])
+
+
+@pytest.mark.parametrize("backend", ["reference", "numpy"])
+def test_a_training_step_has_gradient_0_where_the_rectifier_is_at_0(backend):
+    """Images of zeros: every batch norm gives its shift, 0, and no gradient comes back through a ReLU."""
+    network = build_network(8)
+    state = initialise(network, PAPER, 0)
+    batches = FromFunction(lambda t: (np.zeros((4, 3, 16, 16), np.float32), np.arange(4)))
+    step = get_backend(backend).make_step(Job(network, PAPER, batches, state, iterations=2, replicas=1))
+    assert (step.kind == "planned") == (backend == "numpy")
+    step(0)
+    after = step.state()
+    step.close()
+    shifts = [name for name in after if name.endswith(".bias") and "bn" in name]
+    assert len(shifts) == 14  # with their velocities
+    for name in shifts:
+        np.testing.assert_array_equal(after[name], 0, err_msg=name)
+    assert after["fc.bias"].any()
 
 
 def test_the_chapter_in_the_docs_is_true():
