@@ -1,6 +1,7 @@
 """Both official layouts give the same arrays, and damage of any kind gives one sentence."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,6 +42,65 @@ def test_reads_what_was_written(tmp_path, cifar, write):
 def test_the_folder_itself_may_be_named(tmp_path, cifar, write):
     folder = write(tmp_path, cifar)
     assert np.array_equal(read_cifar(folder, cifar)[0].images, read_cifar(tmp_path, cifar)[0].images)
+
+
+def renamed(folder: Path, place: str) -> None:
+    (folder.parent / place).parent.mkdir(parents=True, exist_ok=True)
+    folder.rename(folder.parent / place)
+
+
+PLACES = {
+    "the working folder": (None, "{official}", "."),
+    "renamed": ("my data", "", "."),
+    "renamed, named itself": ("my data", "", "my data"),
+    "nested twice": ("{official}/{official}", "", "."),
+    "nested twice, the outer one named": ("{official}/{official}", "", "{official}"),
+    "in a folder like the archive": ("cifar-python/{official}", "", "."),
+    "one level up": (None, "", "{official}/deeper"),
+    "a file in it": (None, "", "{official}/{file}"),
+    "beside the one that was named": (None, "", "cifar-10-batches-py"),
+}
+
+
+@both
+@layouts
+@pytest.mark.parametrize("case", PLACES)
+def test_wherever_it_lies(tmp_path, monkeypatch, cifar, write, case):
+    moved, working, named = PLACES[case]
+    folder = write(tmp_path, cifar)
+    files = cifar.binary if write is write_binary else cifar.pickled
+    words = {"official": files.folder, "file": files.test}
+    if moved:
+        folder = folder.rename(tmp_path / "elsewhere")
+        renamed(folder, moved.format(**words))
+    monkeypatch.chdir(tmp_path / working.format(**words))
+    training, _ = read_cifar(Path(named.format(**words)), cifar)
+    assert len(training) == 20
+
+
+@layouts
+def test_a_link_to_it(tmp_path, write):
+    folder = write(tmp_path / "there", SMALL_CIFAR10)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "link").symlink_to(folder)
+    for place in ("here", "here/link"):
+        assert read_cifar(tmp_path / place, SMALL_CIFAR10) is not None
+
+
+def test_two_of_them_are_not_chosen_from(tmp_path):
+    for name in ("one", "two"):
+        write_binary(tmp_path, SMALL_CIFAR10).rename(tmp_path / name)
+    with pytest.raises(UserError, match=r"more than once \(.*one and .*two\): name one of them"):
+        read_cifar(tmp_path, SMALL_CIFAR10)
+    (tmp_path / "two" / "test_batch.bin").unlink()
+    (tmp_path / "two").rename(tmp_path / "aaa")
+    assert read_cifar(tmp_path, SMALL_CIFAR10) is not None  # half a folder is passed over for a whole one
+
+
+def test_an_empty_folder_is_passed_over_for_the_other_layout(tmp_path):
+    (tmp_path / "cifar-10-batches-bin").mkdir()
+    write_pickled(tmp_path, SMALL_CIFAR10)
+    assert read_cifar(tmp_path, SMALL_CIFAR10) is not None
 
 
 def test_nothing_there(tmp_path):

@@ -306,8 +306,10 @@ def _read_pickled(path: Path, cifar: Cifar, images: int) -> tuple[Array, Array]:
     pixels, labels = content.get(b"data"), content.get(cifar.label_key)
     if labels is None:
         raise _damaged(path, cifar, f"has no {cifar.label_key.decode()!r} in it")
-    if not isinstance(pixels, np.ndarray) or pixels.shape != (images, PIXELS):
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != (images, PIXELS):
         raise _damaged(path, cifar, f"does not hold {images:,} images of 3 x 32 x 32 pixels")
+    if isinstance(labels, np.ndarray):
+        labels = labels.tolist()
     if not isinstance(labels, list) or len(labels) != images or any(type(label) is not int for label in labels):
         raise _damaged(path, cifar, f"does not hold {images:,} whole numbers as labels")
     return pixels, np.array(labels, np.int64)
