@@ -20,6 +20,7 @@ from tinyres.data import load_dataset
 from tinyres.data.download import ARCHIVES, download, main
 from tinyres.data.unpacking import unpack
 from tinyres.errors import UserError
+from tinyres.system.command_line import exit_with_one_sentence
 
 FOLDER = SMALL_CIFAR10.pickled.folder
 FILE = "cifar-10-python.tar.gz"
@@ -148,6 +149,62 @@ def test_what_is_there_is_not_fetched_again(server):
     for _ in range(2):
         download("cifar10", mirrors=[server.url("good")], quiet=True)
     assert len(server.log) == 1
+
+
+def test_an_empty_folder_is_filled(server, tmp_path):
+    (tmp_path / FOLDER).mkdir()
+    assert fetched(download("cifar10", mirrors=[server.url("good")], quiet=True))
+
+
+def test_a_folder_that_lacks_files_gets_them_and_keeps_its_own(server, tmp_path):
+    folder = download("cifar10", mirrors=[server.url("good")], quiet=True)
+    (folder / "data_batch_2").unlink()
+    (folder / "notes.txt").write_text("mine")
+    kept = (folder / "data_batch_1").stat().st_mtime_ns
+    assert fetched(download("cifar10", mirrors=[server.url("good")], quiet=True))
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert (folder / "data_batch_1").stat().st_mtime_ns == kept
+
+
+def test_what_is_there_but_is_something_else_is_refused_and_kept(server, tmp_path, capsys):
+    folder = tmp_path / FOLDER
+    folder.mkdir()
+    (folder / "test_batch").write_bytes(b"something else")
+    for _ in range(2):  # the first time files are missing, the second time none
+        assert run(["cifar10", "--mirror", server.url("good")]) == 2
+        error = capsys.readouterr().err
+        assert "test_batch" in error
+        assert error.splitlines()[-1].startswith("error: ")
+        assert (folder / "test_batch").read_bytes() == b"something else"
+    (folder / "test_batch").write_bytes((folder / "data_batch_1").read_bytes())
+    with pytest.raises(UserError, match="test_batch"):
+        download("cifar10", quiet=True)
+
+
+@pytest.mark.parametrize("make", [lambda path: path.touch(), lambda path: path.symlink_to("nowhere")])
+def test_a_file_of_the_folder_s_name(server, tmp_path, make):
+    make(tmp_path / FOLDER)
+    with pytest.raises(UserError, match="is not a folder"):
+        download("cifar10", mirrors=[server.url("good")], quiet=True)
+
+
+def test_the_folder_itself_may_be_named(server, tmp_path, monkeypatch):
+    folder = download("cifar10", mirrors=[server.url("good")], quiet=True)
+    monkeypatch.chdir(folder)
+    assert download("cifar10", ".", quiet=True).resolve() == folder
+    assert not (folder / FOLDER).exists()
+
+
+def test_files_that_are_not_the_published_ones_are_named(server, tmp_path, capsys):
+    assert main(["cifar10", "--mirror", server.url("good")]) == 0
+    assert "data_batch_1, data_batch_2" in capsys.readouterr().out
+
+
+def run(arguments) -> int:
+    """Run the command as a script does."""
+    with pytest.raises(SystemExit) as caught:
+        exit_with_one_sentence(lambda: main(arguments))
+    return caught.value.code
 
 
 @pytest.mark.parametrize("mirror", ["file:///etc", "ftp://127.0.0.1", "nonsense", "http://[", "http://a:b"])

@@ -57,6 +57,16 @@ def test_missing_data_tell_both_ways(tmp_path):
         assert part in message
 
 
+def test_missing_data_tell_what_is_there_instead(tmp_path):
+    with pytest.raises(UserError, match=r"one level up \(it is empty\)"):
+        load_dataset("cifar10")
+    (tmp_path / "cifar-10-python.tar.gz").touch()
+    with pytest.raises(UserError, match=r"it holds cifar-10-python\.tar\.gz"):
+        load_dataset("cifar10")
+    with pytest.raises(UserError, match="there is no such folder"):
+        load_dataset("cifar10", tmp_path / "nowhere")
+
+
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(UserError, match="cifar10, cifar100, shapes"):
         load_dataset("mnist")

@@ -42,6 +42,52 @@ def test_a_file_written_anew_by_today_s_python(order):
     assert read[b"labels"] == [1, 300, 70_000]
 
 
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize("labels", [list, np.array])
+def test_a_file_written_anew_in_any_protocol(protocol, order, text, labels):
+    """As Python 2's files come out of ``pickle.load(file, encoding="latin1")``, text is text."""
+    kind = str if text else lambda name: name.encode()
+    pixels = np.asarray(PIXELS, order=order)
+    content = {kind("data"): pixels, kind("labels"): labels([1, 3, 9, 255]), kind("batch_label"): kind("")}
+    content[kind("label_names")] = [kind("cat"), kind("dog")]
+    for module in ("numpy._core", "numpy.core"):  # as NumPy 2 says, and as NumPy 1 did
+        program = pickle.dumps(content, protocol)
+        if protocol < 4:  # later ones count the letters of a name
+            program = program.replace(b"cnumpy._core", f"c{module}".encode())
+        read = read_pickle(program, PATH)
+        assert np.array_equal(read[b"data"], PIXELS)
+        assert list(read[b"labels"]) == [1, 3, 9, 255]
+        assert (read[b"batch_label"], read[b"label_names"]) == (b"", [b"cat", b"dog"])
+
+
+def test_a_read_only_array_and_one_with_gaps():
+    for pixels in (PIXELS[:, ::2], np.frombuffer(bytes(24), np.uint8).reshape(4, 6)):
+        read = read_pickle(pickle.dumps({"data": pixels}, 5), PATH)
+        assert np.array_equal(read[b"data"], pixels)
+
+
+def test_a_protocol_of_python_2_written_as_text():
+    program = b"(dp0\nS'labels'\np1\n(lp2\nI3\naI7\nasS'batch_label'\np3\nS'a batch'\np4\ns."
+    assert read_pickle(program, PATH) == {b"labels": [3, 7], b"batch_label": b"a batch"}
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("text", [False, True])
+def test_a_whole_data_set_written_anew(tmp_path, protocol, text):
+    for cifar in (SMALL_CIFAR10, SMALL_CIFAR100):
+        folder = fake_cifar.write_pickled(tmp_path, cifar)
+        before = read_cifar(tmp_path, cifar)
+        for path in folder.iterdir():
+            content = pickle.loads(path.read_bytes(), encoding="latin1" if text else "bytes")
+            path.write_bytes(pickle.dumps(content, protocol))
+        for one, other in zip(before, read_cifar(tmp_path, cifar), strict=True):
+            assert np.array_equal(one.images, other.images)
+            assert np.array_equal(one.labels, other.labels)
+            assert one.classes == other.classes
+
+
 def test_what_was_written_opcode_by_opcode_is_what_pickle_reads():
     """The files the other tests write are good pickles by the standard library's judgement."""
     content = program(dictionary({b"labels": integers(np.arange(4)), b"label": string(b"text")}))
@@ -87,6 +133,12 @@ def hostile_programs(canary: str) -> dict[str, bytes]:
         "persistent identifier": b"Pid\n",
         "extension": b"\x82\x01",
         "state of a stand-in's class": b"cnumpy\nndarray\n}" + string(b"__setstate__") + b"NsN\x86b",
+        "a codec": b"c_codecs\nencode\n(" + string(b"x") + string(b"idna") + b"tR",
+        "a codec with text": b"c_codecs\nencode\nX\x01\x00\x00\x00xX\x03\x00\x00\x00hex\x86R",
+        "state of a codec": b"c_codecs\nencode\n}" + string(b"__code__") + b"NsN\x86b",
+        "state of the bytes": b"c__builtin__\nbytes\n)R}" + string(b"x") + b"Nsb",
+        "many bytes": b"c__builtin__\nbytes\nJ\xff\xff\xff\x7f\x85R",
+        "a decoder": b"c_codecs\ndecode\n" + string(b"x") + string(b"hex") + b"\x86R",
         "call of an array": b"cnumpy\nndarray\n(K\x01tR)R",
     }
     return programs | {name: program(dictionary({b"data": code})) for name, code in by_hand.items()}
@@ -139,6 +191,8 @@ def test_an_array_that_is_none(case):
 
 BOMBS = {
     "place in memory": b"}r\xff\xff\xff\x03.",
+    "place in memory as text": b"}p99999999\n.",
+    "place in memory below none": b"}p-1\n.",
     "bytes": b"}B\xff\xff\xff\x1fabc.",
     "more bytes": b"}\x8e\xff\xff\xff\x1f\x00\x00\x00\x00abc.",
     "array of bytes": b"}\x96\xff\xff\xff\x1f\x00\x00\x00\x00abc.",

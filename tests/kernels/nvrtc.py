@@ -1,6 +1,7 @@
 """Compile CUDA source to machine code without a GPU or a driver, and read what the compiler says about it.
 
-NVRTC is one shared library; the package nvidia-cuda-nvrtc brings it.
+NVRTC is a shared library and a second one that it opens when it compiles; the package nvidia-cuda-nvrtc (for
+CUDA 12 nvidia-cuda-nvrtc-cu12) brings both. That of CUDA 13.0 does not find the second one unless it is open.
 """
 
 from __future__ import annotations
@@ -39,7 +40,16 @@ def _library() -> ctypes.CDLL:
     path = find_library()
     if path is None:
         raise FileNotFoundError("NVRTC is missing: pip install nvidia-cuda-nvrtc")
+    for builtins in sorted(path.parent.glob("libnvrtc-builtins.so.*")):
+        ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)
     return ctypes.CDLL(str(path))
+
+
+def version() -> tuple[int, int]:
+    """Return the version of the compiler, for example (13, 0)."""
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    _library().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    return major.value, minor.value
 
 
 def compile_for(code: str, name_expressions: Sequence[str], architecture: str) -> dict[str, Resources]:

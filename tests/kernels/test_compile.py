@@ -1,14 +1,19 @@
 """Every kernel compiles for its architectures, and keeps what it computes with in registers."""
 
+import os
+import tomllib
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
-from tests.kernels.nvrtc import compile_for
+from tests.kernels.nvrtc import compile_for, version
 from tests.kernels.test_emulator import PRODUCTS
 from tests.kernels.tools import require_nvrtc
 from tinyres_gpu.kernels.common.sources import KERNELS, ROOMS, SOURCES, read_file, read_source
 
+ROOT = Path(__file__).parents[2]
+CONSTRAINTS = ROOT / ".ci" / "constraints-nvrtc.txt"
 CASES = [
     (module, architecture)
     for module in KERNELS
@@ -23,6 +28,22 @@ def test_every_kernel_compiles_and_none_spills(module, architecture):
     for name, resources in compile_for(read_source(module), KERNELS[module], architecture).items():
         assert resources.spilled_bytes == resources.stack_bytes == 0, (name, resources)
         assert resources.registers <= 128, (name, resources)  # two blocks of 256 threads fit a processor
+
+
+@require_nvrtc
+def test_the_compiler_is_the_one_that_was_asked_for():
+    """CI names the version that it has installed to be tried; elsewhere any will do."""
+    asked = os.environ.get("TINYRES_NVRTC", "")
+    assert "{}.{}".format(*version()).startswith(asked)
+
+
+@pytest.mark.skipif(not CONSTRAINTS.exists(), reason="the files for CI are not here")
+def test_ci_tries_the_compilers_that_the_extras_install():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    pinned = dict(line.split("==") for line in CONSTRAINTS.read_text().splitlines())
+    for extra, package in (("cuda12", "nvidia-cuda-nvrtc-cu12"), ("cuda13", "nvidia-cuda-nvrtc")):
+        (toolkit,) = (words.split("==")[1] for words in extras[extra] if words.startswith("cuda-toolkit"))
+        assert pinned[package].startswith(toolkit.removesuffix("*"))
 
 
 @require_nvrtc

@@ -1,25 +1,34 @@
 """The same weights and images through PyTorch's autograd: logits, loss and every gradient agree."""
 
+import inspect
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import tinyres.data.load
+from tests.data.fake_cifar import write_binary
 from tests.requirements import require
 from tinyres.backend import Job, get_backend
 from tinyres.chain import Pass, chain_backward, chain_forward, chain_inference
-from tinyres.data import FromFunction
+from tinyres.data import FromFunction, load_dataset
+from tinyres.data.cifar import CIFAR10, CIFAR100
+from tinyres.errors import UserError
 from tinyres.init import initialise
+from tinyres.lab.surgery import without_batch_norm
 from tinyres.networks import Network, build_network
 from tinyres.recipes import PAPER, TORCH_PORT, Recipe, learning_rate
 from tinyres.shortcuts import FIGURE_2
 from tinyres.step import dropout_masks
+from tinyres.training.config import Config
+from tinyres.training.train import train
 from tinyres.units import FIGURE_4
 
 torch = require("torch")
 sys.path.insert(0, str(Path(__file__).parents[2] / "demos"))
-from torch_network import ResNet, load_state, save_state  # noqa: E402
+from torch_network import ResNet, load_run, load_state, normaliser, save_state  # noqa: E402
 
 BLOCKS = {"basic": 8, "bottleneck": 11, "single": 5}
 NUMBERS = {"shortcut_scale": 0.5, "residual_scale": 0.9, "dropout_rate": 0.3}
@@ -41,7 +50,7 @@ def perturbed(network: Network, seed: int) -> dict[str, np.ndarray]:
 
 
 def compare(
-    network: Network, backend_name: str, n: int, size: int, groups: int, numbers: dict[str, float]
+    network: Network, backend_name: str, n: int, size: int, groups: int = 1, eps: float = 1e-5
 ) -> float:
     """Return the worst relative error of logits, inference, the images' gradient and every parameter's."""
     backend = get_backend(backend_name)
@@ -50,7 +59,7 @@ def compare(
     x, labels = rng.standard_normal((n, 3, size, size)), rng.integers(0, network.classes, n)
     masks = dropout_masks(network, x.shape, seed=3, t=4, xp=np)
 
-    run = Pass(backend, state, groups, 1e-5, masks)
+    run = Pass(backend, state, groups, eps, masks)
     logits, _, cache = chain_forward(run, network.layers, x)
     _, loss_cache = backend.layers["softmax_cross_entropy"].forward(logits, labels)
     dx, ours = chain_backward(
@@ -58,7 +67,7 @@ def compare(
     )
     ours |= {"logits": logits, "x": dx, "inference": chain_inference(run, network.layers, x)}
 
-    module = load_state(ResNet(network, groups=groups, **numbers).double(), state)
+    module = load_state(ResNet(network, groups=groups, eps=eps).double(), state)
     for name, mask in masks.items():
         module.get_submodule(name).mask = torch.from_numpy(mask)
     x_torch = torch.from_numpy(x).requires_grad_()
@@ -84,20 +93,20 @@ def compare(
 def test_every_cell_of_the_catalogue(block, unit, shortcut):
     network = build_network(BLOCKS[block], block=block, unit=unit, shortcut=shortcut, classes=7, **NUMBERS)
     backend = "numpy" if unit in ("original", "preactivation") else "reference"
-    assert compare(network, backend, n=6, size=8, groups=2, numbers=NUMBERS) < 1e-9
+    assert compare(network, backend, n=6, size=8, groups=2) < 1e-9
 
 
 @pytest.mark.parametrize("option", ["A", "B", "C"])
 @pytest.mark.parametrize("block", BLOCKS)
 def test_options(block, option):
     network = build_network(BLOCKS[block], block=block, option=option)
-    assert compare(network, "reference", n=4, size=8, groups=1, numbers={}) < 1e-9
+    assert compare(network, "reference", n=4, size=8) < 1e-9
 
 
 @pytest.mark.parametrize("backend", ["reference", "numpy"])
 @pytest.mark.parametrize("depth", [20, 29])
 def test_at_mini_batch_128(depth, backend):
-    assert compare(build_network(depth), backend, n=128, size=32, groups=2, numbers={}) < 1e-9
+    assert compare(build_network(depth), backend, n=128, size=32, groups=2) < 1e-9
 
 
 @pytest.mark.parametrize(("recipe", "unit"), [(PAPER, "preactivation"), (TORCH_PORT, "original")])
@@ -155,7 +164,126 @@ def test_weights_travel_there_and_back():
     assert all(np.array_equal(back[name], state[name]) for name in back)
 
 
-def test_a_state_of_another_network_is_refused():
+@pytest.mark.parametrize("other", [build_network(8), build_network(14, classes=7)])
+def test_a_state_of_another_network_is_refused(other):
     state = initialise(build_network(14), PAPER, 0)
-    with pytest.raises(KeyError, match="names differ"):
-        load_state(ResNet(build_network(8)), state)
+    with pytest.raises(UserError, match="of another network"):
+        load_state(ResNet(other), state)
+
+
+def test_nothing_is_rounded_on_the_way():
+    network = build_network(8)
+    state = perturbed(network, seed=5)
+    back = save_state(load_state(ResNet(network), state))
+    assert all(np.array_equal(back[name], state[name]) for name in back)
+
+
+# Every argument of build_network with other values than the default, in networks where it makes a difference.
+ARGUMENTS = {
+    "depth": [{"depth": 14}],
+    "block": [{"depth": 11, "block": "bottleneck"}, {"depth": 5, "block": "single"}],
+    "unit": [{"unit": unit} for unit in FIGURE_4],
+    "shortcut": [{"shortcut": shortcut} for shortcut in FIGURE_2],
+    "option": [{"option": option} for option in "ABC"],
+    "classes": [{"classes": 7}],
+    "shortcut_scale": [{"shortcut": "scaling", "shortcut_scale": 0.5}],
+    "residual_scale": [{"shortcut": "scaling", "residual_scale": 0.9}],
+    "dropout_rate": [{"shortcut": "dropout", "dropout_rate": 0.3}],
+    "stride_on": [
+        {"depth": 11, "stride_on": "3x3", "option": option, "unit": unit}
+        for option in "ABC"
+        for unit in FIGURE_4
+    ],
+    "share_with_option_a": [
+        {"depth": depth, "share_with_option_a": False, "option": "A", "unit": unit, "stride_on": stride_on}
+        for depth, stride_on in ((8, "first-1x1"), (11, "first-1x1"), (11, "3x3"))
+        for unit in FIGURE_4
+    ],
+}
+
+
+@pytest.mark.parametrize("arguments", [each for some in ARGUMENTS.values() for each in some], ids=str)
+def test_every_argument_of_a_network_is_carried_over(arguments):
+    assert compare(build_network(**{"depth": 8} | arguments), "reference", n=4, size=8) < 1e-9
+
+
+def test_no_argument_and_no_field_of_a_run_is_forgotten():
+    """Whoever adds one must say here whether it changes the function, and carry it over if so."""
+    network = set(inspect.signature(build_network).parameters)
+    assert network == set(ARGUMENTS)
+    only_training = {"gate_bias", "iterations", "seed"}  # they leave their traces in the weights
+    images = {"dataset", "validation", "recipe", "batch_size"}  # of these one takes classes, mean, and below
+    what = {f.name for f in fields(Config) if f.metadata["part"] == "what"}
+    assert what == network - {"classes"} | only_training | images
+    in_the_recipe = {"group_rule", "eps", "running_momentum", "recompute_statistics", "normalisation"}
+    only_training = {
+        "name",
+        "iterations",
+        "batch_size",
+        "short_last_batch",
+        "learning_rate",
+        "drops",
+        "warm_up",
+    }
+    only_training |= {"momentum", "momentum_form", "weight_decay", "decay_scope", "linear_init"}
+    only_training |= {"pad", "augmentation"}
+    assert {f.name for f in fields(Recipe)} == in_the_recipe | only_training
+
+
+def test_eps():
+    assert compare(build_network(8), "reference", n=4, size=8, eps=0.1) < 1e-9
+
+
+def test_a_network_that_was_changed_is_refused():
+    network = build_network(8)
+    unlike = tuple(tuple(replace(unit, residual_scale=0.5) for unit in stage) for stage in network.stages[1:])
+    for changed in (without_batch_norm(network), replace(network, stages=(network.stages[0], *unlike))):
+        with pytest.raises(UserError, match="not one that build_network makes"):
+            ResNet(changed)
+
+
+RUNS = {
+    "stride": {"depth": 11, "stride_on": "3x3"},
+    "option A": {"share_with_option_a": False},
+    "scaling": {"shortcut": "scaling", "shortcut_scale": 0.5, "residual_scale": 0.9},
+    "dropout": {"shortcut": "dropout", "dropout_rate": 0.3},
+    "recipe": {"recipe": replace(TORCH_PORT, eps=0.1, running_momentum=0.3), "unit": "original"},
+    "statistics": {"recipe": replace(PAPER, recompute_statistics=True), "validation": 8},
+    "classes": {"dataset": "cifar100"},
+}
+
+
+@pytest.mark.parametrize("case", RUNS)
+def test_a_run_travels_with_its_configuration(tmp_path, monkeypatch, case):
+    """The module's error and loss on the test set are those that the run itself found."""
+    for cifar in (CIFAR10, CIFAR100):
+        small = replace(cifar, training_images=40, test_images=20)
+        monkeypatch.setitem(tinyres.data.load._CIFAR, cifar.name, small)
+        write_binary(tmp_path / "data", small)
+    common = {"depth": 8, "precision": "float64", "iterations": 3, "batch_size": 16, "replicas": 1}
+    config = Config(**common | {"data_dir": str(tmp_path / "data")} | RUNS[case])
+    result = train(config, tmp_path / "run", quiet=True)
+    _, test = load_dataset(config.dataset, config.data_dir, validation=config.validation)
+    (checkpoint,) = (tmp_path / "run").glob("*.safetensors")
+    for place in (tmp_path / "run", checkpoint):
+        module = load_run(place).eval()
+        with torch.no_grad():
+            logits = module(normaliser(place)(test.images))
+        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(test.labels))
+        assert float(loss) == pytest.approx(result["test_loss"], rel=1e-9)
+    bns = [m for m in module.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert {(m.groups, m.eps, m.momentum) for m in bns} == {
+        (config.recipe.groups(16), config.recipe.eps, config.recipe.running_momentum)
+    }
+
+    (tmp_path / "run" / "config.json").write_text(replace(config, seed=7).to_json())
+    with pytest.raises(UserError, match="from another run"):
+        load_run(tmp_path / "run")
+
+
+def test_a_folder_without_a_run(tmp_path):
+    with pytest.raises(UserError, match=r"config\.json"):
+        load_run(tmp_path)
+    (tmp_path / "config.json").write_text(Config().to_json())
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        load_run(tmp_path)

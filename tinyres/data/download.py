@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from tinyres.data.cifar import CIFAR10, CIFAR100
+from tinyres.data import load
+from tinyres.data.cifar import CIFAR10, CIFAR100, read_folder, strange_files
 from tinyres.data.load import data_folder
 from tinyres.data.transfer import MirrorError, fetch
 from tinyres.data.unpacking import unpack
@@ -83,17 +84,19 @@ def download(
     mirrors: Sequence[str] = (),
     quiet: bool = False,
 ) -> Path:
-    """Fetch, check and unpack a data set, unless its folder exists.
+    """Fetch, check and unpack a data set, unless it is there and reads well.
 
     An archive that somebody put into the folder by hand is used if it is the official one. A download that was
-    interrupted for any reason goes on where it stopped.
+    interrupted, in whatever way, goes on where it stopped. A folder that lacks files is given them; what it has
+    is never touched.
 
     Parameters
     ----------
     name : str
         ``cifar10`` or ``cifar100``.
     data_dir : path, optional
-        The folder to unpack into; by default that of `tinyres.data.data_folder`. Created if it is missing.
+        Where to unpack; by default what `tinyres.data.data_folder` says. Created if need be. It may be the
+        unpacked folder itself.
     layout : str
         ``python`` (pickles, which many servers mirror) or ``binary``; the loader reads both.
     mirrors : sequence of str
@@ -110,7 +113,8 @@ def download(
     Raises
     ------
     UserError
-        If the name or layout is unknown, no mirror delivers, the disk is full, or another process downloads.
+        If the name or layout is unknown, no mirror delivers, the disk is full, another process is at it, or
+        what is there already is not that data set.
     """
     if (name, layout) not in ARCHIVES:
         raise UserError(
@@ -118,9 +122,21 @@ def download(
             f"in layout {' or '.join(LAYOUTS)}."
         )
     archive, data_dir = ARCHIVES[name, layout], data_folder(data_dir)
+    cifar = load._CIFAR[name]
+    files = cifar.pickled if layout == "python" else cifar.binary
+    if files.complete(data_dir):
+        read_folder(data_dir, files, cifar)
+        return data_dir
     folder, path = data_dir / archive.folder, data_dir / archive.file
     with owned(data_dir):
-        if folder.exists():
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise UserError(
+                f"{folder} is not a folder, but {cifar.title} shall be one of that name: give it another name, "
+                "or choose another --data-dir."
+            )
+        incomplete = folder.is_dir() and bool(files.missing(folder))
+        if folder.is_dir() and not incomplete:
+            read_folder(folder, files, cifar)
             return folder
         _demand_pooch(archive)
         by_hand = _is_whole(path, archive)
@@ -131,6 +147,8 @@ def download(
         unpack(path, folder)
         if not by_hand:
             remove_file(path)
+        if incomplete:
+            read_folder(folder, files, cifar)  # what was there before may be wrong
     return folder
 
 
@@ -155,7 +173,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped: the same command goes on from here.", file=sys.stderr)
         return 130
-    print(f"{given.name} is in {folder}")
+    cifar = load._CIFAR[given.name]
+    strange = strange_files(folder, cifar.pickled) if given.layout == "python" else []
+    note = f" ({', '.join(strange)}: not as published, but of the right form)" if strange else ""
+    print(f"{given.name} is in {folder}{note}")
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tinyres.data.cifar import CIFAR10, CIFAR100, read_cifar
+from tinyres.data.cifar import CIFAR10, CIFAR100, describe_place, read_cifar
 from tinyres.data.dataset import Dataset, split
 from tinyres.errors import UserError
 from tinyres.system.platform import cache_folder
@@ -47,8 +47,9 @@ def load_dataset(
     name : str
         ``cifar10``, ``cifar100``, or ``shapes``, which is drawn by the computer and needs no download.
     data_dir : path, optional
-        The folder that holds ``cifar-10-batches-bin`` and the like, or that folder itself; by default that
-        of `data_folder`. ``shapes`` are kept there too, by default in the platform's cache folder.
+        The folder that holds ``cifar-10-batches-bin`` and the like, or that folder itself, under whatever name
+        (see `tinyres.data.cifar.find_cifar`); by default what `data_folder` says. ``shapes`` are kept there,
+        too, by default in the platform's cache folder.
     validation : int
         If not 0, the test set is not used. The second set is then this many images held out from the training
         set, the same images in every run.
@@ -72,7 +73,8 @@ def load_dataset(
         found = read_cifar(folder, cifar)
         if found is None:
             raise UserError(
-                f"{cifar.title} is not in {folder}: run `python -m tinyres download {name}`, or put the folder "
+                f"{cifar.title} is not in {folder.absolute()}, in a folder in it or one level up "
+                f"({describe_place(folder)}): run `python -m tinyres download {name}`, or put the folder "
                 f"{cifar.binary.folder} or {cifar.pickled.folder} somewhere yourself and name that place with "
                 "--data-dir or TINYRES_DATA; --dataset shapes needs no download."
             )

@@ -13,11 +13,13 @@ from tinyres.errors import UserError
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack a .tar.gz, all of whose files lie in one folder; the folder appears whole or not at all.
 
+    A folder that is there already gets the files that it lacks; those that it has stay as they are.
+
     Parameters
     ----------
     archive : Path
     folder : Path
-        The path of the new folder. Its name must be the one in the archive, and it must not exist.
+        Where that folder shall be; its name must be the one in the archive.
 
     Raises
     ------
@@ -32,9 +34,9 @@ def unpack(archive: Path, folder: Path) -> None:
             for member in tar:
                 if not member.isdir():
                     _unpack_file(tar, member, temporary, folder.name)
-        (temporary / folder.name).rename(folder)
+        _move(temporary / folder.name, folder)
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise UserError(f"{archive} is a damaged archive ({error}): remove it and download it again.") from None
+        raise UserError(f"{archive} is a damaged archive ({error}): download it again.") from None
     except OSError as error:
         raise UserError(f"cannot unpack {archive}: {error.strerror or error}.") from None
     finally:
@@ -52,3 +54,15 @@ def _unpack_file(tar: tarfile.TarFile, member: tarfile.TarInfo, temporary: Path,
     destination.parent.mkdir(parents=True, exist_ok=True)
     with source, open(destination, "xb") as file:
         shutil.copyfileobj(source, file)
+
+
+def _move(source: Path, folder: Path) -> None:
+    """Give a new folder its place, or an old one the files that it lacks."""
+    if not folder.is_dir():
+        source.rename(folder)
+        return
+    for path in sorted(source.rglob("*")):
+        target = folder / path.relative_to(source)
+        if path.is_file() and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
