@@ -476,10 +476,16 @@ def test_a_step_may_leave_the_domain():
 
 
 def test_a_forward_that_refuses_to_leave_its_domain():
+    def asserting_forward(x):
+        assert (x > 0).all()
+        return np.log(x), x
+
     def picky_forward(x):
         if (x <= 0).any():
             raise ValueError("x has to be positive")
         return np.log(x), x
+
+    check_gradient(asserting_forward, lambda dy, x: dy / x, [np.array([1e-4, 0.3, 0.6999])], seed=2)
 
     check_gradient(picky_forward, lambda dy, x: dy / x, [np.array([1e-4, 0.3, 0.6999])], seed=2)
     with pytest.raises(ValueError, match="x has to be positive"):
@@ -509,6 +515,34 @@ def test_sums_of_squares_that_overflow_do_not_matter(scale):
         check_gradient(lambda x: (scale * x, None), lambda dy, _: 0.9 * scale * dy, [numbers(3)])
 
 
+def test_a_step_that_drowns_in_the_rounding_of_the_outputs_decides_nothing():
+    """The sum x + 10^9 moves by whole 10^-7: a short step moves it not at all, which is no zero gradient."""
+    for offset in (1e9, 1e13):
+        for seed in range(10):
+            for backward in (lambda dy, _: 2 * dy, lambda dy, _: 0 * dy, lambda dy, _: dy):
+                try:
+                    check_gradient(lambda x, o=offset: (x + o, None), backward, [numbers(5)], seed=seed)
+                    passed = True
+                except GradientError as failure:
+                    passed = False
+                    said = str(failure)
+                if backward(1.0, None) != 1:
+                    assert not passed
+                elif not passed:
+                    assert "cannot be judged" in said
+    check_gradient(lambda x: (0 * x + 5, None), lambda dy, _: 0 * dy, [numbers(5)])
+
+
+def test_a_gradient_close_to_overflow_may_be_right():
+    x = np.array([700.0, -700.0, 709.0])
+    check_gradient(lambda x: (np.exp(x), np.exp(x)), lambda dy, y: dy * y, [x])
+
+
+def test_a_cache_that_lasts_for_one_call_is_refused():
+    with pytest.raises(GradientError, match="cannot be called again with the same cache"):
+        check_gradient(lambda x: (x * x, iter([x])), lambda dy, c: 2 * next(c) * dy, [numbers(3)])
+
+
 ONE = np.ones(2)
 
 
@@ -526,6 +560,7 @@ ONE = np.ones(2)
         ({"max_redraws": -1}, "max_redraws is -1"),
         ({"wrt": ()}, "no argument is left"),
         ({"wrt": ("x", "x")}, "twice"),
+        ({"wrt": 0}, "a sequence of names"),
         ({"wrt": ("z",)}, "no argument is called z; there are x"),
         ({"step": 0}, "step is 0"),
         ({"step": -1e-4}, "step is"),
@@ -544,6 +579,7 @@ ONE = np.ones(2)
         ({"arguments": [np.ones(2, complex)]}, "x is complex128"),
         ({"arguments": [np.ones((0, 3))]}, "x is empty"),
         ({"arguments": [{}]}, "x is empty"),
+        ({"arguments": [np.ma.array([1.0, 2.0])]}, "x is a MaskedArray"),
         ({"arguments": [np.array([1.0, math.nan])]}, "not finite"),
         ({"forward": lambda x: x}, "in a tuple; here a ndarray"),
         ({"forward": lambda x: (x,)}, "in a tuple; here a tuple of 1"),

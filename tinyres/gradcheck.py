@@ -41,12 +41,13 @@ Tree: TypeAlias = Any
 """An array, or a dict of trees by name: the parameters of a network."""
 
 
-STEP_FACTORS = (1.0, 0.1, 10.0, 0.01, 1e-3, 1e-4)
+STEP_FACTORS = (1.0, 0.1, 10.0, 0.01, 1e-3, 100.0, 1e-4, 1e3)
 """The step changes with every redraw: short ones evade kinks, strong curvature and the end of the domain, long
 ones rounding."""
 
 ONE_BY_ONE = 256  # how many entries a failed check looks at one by one
 ANOTHER_SCALE = -1024.0  # a gradient is linear in its cotangent; a power of two changes no digit
+LARGEST = 1e300  # beyond, sums and products overflow
 
 
 class GradientError(AssertionError):
@@ -194,10 +195,16 @@ def check_gradient(
             v = _random_direction(rng, dx.size)
             floor = 1e-3 * _norm(dx)
             h = step * STEP_FACTORS[redraws % len(STEP_FACTORS)]
-            an, coarse, fd = float(dx @ v), slope(v, h), slope(v, h / 2)
-            # Where dx is not finite the floor is not either, and there is nothing to wait for.
-            judged = relative_error(coarse, fd, floor if math.isfinite(floor) else 0.0) <= tolerance / 10
-            if not judged and math.isfinite(floor):
+            an, (coarse, _), (fd, rounding) = float(dx @ v), slope(v, h), slope(v, h / 2)
+            # Where dx is not finite, neither is the floor: that is wrong on every direction. Where all is 0,
+            # nothing depends on x, if not even a step that is long beside the rounding of y shows anything.
+            if math.isfinite(floor) and not (
+                relative_error(coarse, fd, floor) <= tolerance / 10
+                and (
+                    rounding <= tolerance * max(abs(fd), floor)
+                    or (coarse == fd == floor == slope(v, max(step, 1e4 * h * rounding))[0] == 0)
+                )
+            ):
                 redraws += 1
                 if redraws > max_redraws:
                     raise GradientError(_undecided(name, redraws, coarse, fd))
@@ -241,25 +248,30 @@ def _undecided(name: str, redraws: int, coarse: float, fd: float) -> str:
     return f"the gradient of {name} cannot be judged: {why}"
 
 
-def _slope(pair: _Watched, name: str, u: Mapping[int, Array], v: Array, h: float) -> float:
-    """Return <u, f(x + h v) - f(x - h v)> / 2h, x the argument called `name` and v flat.
+def _slope(pair: _Watched, name: str, u: Mapping[int, Array], v: Array, h: float) -> tuple[float, float]:
+    """Return <u, f(x + h v) - f(x - h v)> / 2h, x the argument called `name` and v flat; and its rounding.
 
     NaN stands for a step that leaves the domain, where f is not finite or refuses, and for one so short that it
     is lost in the rounding of x.
     """
     x = pair.arguments[name]
+    nowhere = math.nan, math.nan
     ahead, behind = _moved(x, v, h), _moved(x, v, -h)
     if not _norm((_flat(ahead) - _flat(behind)) / (2 * h) - v) <= 0.1:
-        return math.nan
+        return nowhere
     with np.errstate(all="ignore"):
         try:
             forth, back = (pair.forward({name: moved}).outputs for moved in (ahead, behind))
-        except (ValueError, ArithmeticError):
-            return math.nan
+        except GradientError:
+            raise
+        except (ValueError, ArithmeticError, AssertionError):
+            return nowhere
         for i in u:
             if not u[i].shape == forth[i].shape == back[i].shape:
                 raise GradientError(f"the shape of output {i} depends on the numbers in {name}")
-        return float(sum(np.vdot(u[i], forth[i] - back[i]) for i in u)) / (2 * h)
+        fd = float(sum(np.vdot(u[i], forth[i] - back[i]) for i in u)) / (2 * h)
+        rounding = math.hypot(*(_norm(u[i] * forth[i]) for i in u)) * float(np.finfo(float).eps) / (2 * h)
+        return fd, rounding
 
 
 class _Call(NamedTuple):
@@ -352,7 +364,13 @@ class _Watched:
                 elsewhere[name] = _moved(x, _random_direction(rng, flat.size), 0.01 * (1 + _norm(flat)))
         with np.errstate(all="ignore"), suppress(Exception):  # it may refuse: these need not be in its domain
             self.forward(elsewhere)
-        again = self.backward(call, {i: ANOTHER_SCALE * part for i, part in u.items()})
+        try:
+            with np.errstate(all="ignore"):
+                again = self.backward(call, {i: ANOTHER_SCALE * part for i, part in u.items()})
+        except GradientError:
+            raise
+        except Exception as error:
+            raise GradientError("the backward pass cannot be called again with the same cache") from error
         for which, was, now in zip(
             ("forward", "backward"),
             kept,
@@ -365,6 +383,8 @@ class _Watched:
                 )
         for name, gradient in gradients.items():
             dx = _flat(gradient)
+            if not _norm(dx) < LARGEST / abs(ANOTHER_SCALE):
+                continue  # it would overflow
             if not _norm(_flat(again[name]) / ANOTHER_SCALE - dx) <= tolerance * _norm(dx):
                 raise GradientError(
                     f"the gradient of {name} is wrong: {ANOTHER_SCALE:g} times the cotangent gives another"
@@ -385,6 +405,8 @@ def _check_settings(directions: int, step: float, tolerance: float, max_redraws:
 
 def _checked_wrt(wrt: Sequence[str], names: Sequence[str]) -> list[str]:
     """Return the names of the arguments to differentiate; refuse unknown ones, and the same one twice."""
+    if not isinstance(wrt, Sequence | Set | Mapping):
+        raise ValueError(f"wrt is {wrt!r}; it has to be a sequence of names")
     wrt = [wrt] if isinstance(wrt, str) else list(wrt)
     if unknown := [str(name) for name in wrt if name not in names]:
         raise ValueError(f"no argument is called {', '.join(sorted(unknown))}; there are {', '.join(names)}")
@@ -397,7 +419,7 @@ def _check_argument(name: str, x: Tree) -> None:
     """Demand float64 arrays with at least one number."""
     entries = 0
     for path, leaf in _leaves(x, name):
-        if not isinstance(leaf, np.ndarray | np.generic):
+        if not isinstance(leaf, np.ndarray | np.generic) or isinstance(leaf, np.ma.MaskedArray | np.matrix):
             raise ValueError(f"{path} is {_kind(leaf)}; finite differences need float64 arrays of NumPy")
         if leaf.dtype != np.float64:
             raise ValueError(f"{path} is {leaf.dtype}; finite differences need float64")
@@ -487,7 +509,11 @@ def _kind(thing: Any) -> str:
 
 
 def _worst_entry(
-    name: str, gradient: Tree, slope: Callable[[Array, float], float], step: float, tolerance: float
+    name: str,
+    gradient: Tree,
+    slope: Callable[[Array, float], tuple[float, float]],
+    step: float,
+    tolerance: float,
 ) -> str:
     """Look for the entry that is furthest from its finite difference, and describe it.
 
@@ -500,7 +526,7 @@ def _worst_entry(
     def compare(entries: Array, h: float) -> tuple[float, float, float]:
         v = np.zeros(dx.shape)
         v[entries] = _random_direction(rng, len(entries)) if len(entries) > 1 else 1.0
-        fd, an = slope(v, h), float(dx[entries] @ v[entries])
+        fd, an = slope(v, h)[0], float(dx[entries] @ v[entries])
         if not math.isfinite(fd):
             return -1.0, fd, an  # this step says nothing
         return relative_error(fd, an, floor) if math.isfinite(an) else math.inf, fd, an

@@ -97,6 +97,11 @@ def test_two_of_them_are_not_chosen_from(tmp_path):
     assert read_cifar(tmp_path, SMALL_CIFAR10) is not None  # half a folder is passed over for a whole one
 
 
+def test_a_folder_that_has_the_other_data_set_s_name_is_not_taken(tmp_path):
+    write_binary(tmp_path, SMALL_CIFAR10).rename(tmp_path / "cifar-100-binary")
+    assert read_cifar(tmp_path, SMALL_CIFAR10) is None
+
+
 def test_an_empty_folder_is_passed_over_for_the_other_layout(tmp_path):
     (tmp_path / "cifar-10-batches-bin").mkdir()
     write_pickled(tmp_path, SMALL_CIFAR10)

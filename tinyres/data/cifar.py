@@ -174,7 +174,9 @@ def find_cifar(data_dir: Path, cifar: Cifar) -> tuple[Path, Files] | None:
     layouts = cifar.binary, cifar.pickled
     official = [(here / files.folder, files) for files in layouts]
     children = _folders_in(here)
-    deeper = [(folder, files) for child in children for folder, files in _in_and_below(child, layouts)]
+    others = _FOLDERS - {files.folder for files in layouts}  # their names say that they are something else
+    below = (place for child in children for place in _in_and_below(child, layouts))
+    deeper = [(folder, files) for folder, files in below if folder.name not in others]
     near = [*((here, files) for files in layouts), *official]
     for folder, files in near:
         if files.complete(folder):
