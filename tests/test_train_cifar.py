@@ -244,7 +244,7 @@ def test_a_number_that_is_not_finite_stops_it(more, tmp_path) -> None:
         ("--eval-every 0", "eval_every must be"),
         ("--seed -1", "seed must be"),
         ("--validation 40", "cannot hold out 40"),
-        ("--data-dir nowhere", "is not in nowhere"),
+        ("--data-dir nowhere", "nowhere, in a folder in it or one level up (there is no such folder)"),
         ("--data-dir nowhere", "--dataset shapes needs no download"),
         ("--momentum 2", "momentum must lie in [0, 1), not be 2.0"),
         ("--learning-rate -1", "learning_rate must be a finite number above 0"),

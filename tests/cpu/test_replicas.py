@@ -274,7 +274,7 @@ def test_a_failure_in_the_middle_of_a_shared_group_ends_everybody():
             step.close()
         else:
             os.kill(workers[culprit - 1], signal.SIGKILL)
-            with pytest.raises(RuntimeError, match=r"replica 3 is gone \(exit code -9\)"):
+            with pytest.raises(UserError, match=r"replica 3 is gone \(exit code -9\)"):
                 step(1)
         assert not any(is_running(pid) for pid in workers)
 

@@ -76,6 +76,7 @@ def test_runs_on_a_gpu_at_toy_size(fake, checkout, monkeypatch) -> None:
     assert (found["data"], found["iterations"]) == ("cifar10", 4)
     config = json.loads((Path(found["run"]) / "config.json").read_text())
     assert (config["what"]["recipe"]["name"], config["how"]["precision"]) == ("paper", "bf16")
+    monkeypatch.setattr(tinyres.training.train, "learning_rate", rate)
     found = run_here("ResNet-164, the user's command", TOY)["result"]
     assert (found["data"], found["iterations"]) == ("cifar10", 2)
 
