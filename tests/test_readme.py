@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_imports import BOOK, imported
+from tinyres.data import shapes
+
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "docs/api.md")
 EXAMPLES = [
@@ -19,6 +22,9 @@ EXAMPLES = [
 @pytest.mark.parametrize(("page", "number", "code"), EXAMPLES, ids=[f"{p} {n}" for p, n, _ in EXAMPLES])
 def test_an_example_runs(page, number, code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # the built-in images are kept there
+    monkeypatch.setattr(shapes, "TRAINING_IMAGES", 300)
+    monkeypatch.setattr(shapes, "TEST_IMAGES", 300)
     exec(compile(code, f"{page}, example {number}", "exec"), {"__name__": "example"})
 
 
@@ -26,9 +32,11 @@ def test_there_are_examples_on_each_page():
     assert {page for page, _, _ in EXAMPLES} == set(PAGES)
 
 
-def test_the_reading_order_names_every_file_of_the_book():
+def test_the_reading_order_names_every_file_of_the_book_behind_those_that_it_imports():
     text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Reading the source")[2]
-    book = [*(ROOT / "tinyres").glob("*.py"), *(ROOT / "tinyres" / "layers").glob("*.py")]
-    for path in book:
-        if not path.stem.startswith("__"):
-            assert f"`{path.stem}`" in text, path.stem
+    place = {name: text.find(f"`{name.rpartition('.')[2]}`") for name in BOOK if name != "layers"}
+    assert min(place.values()) >= 0, place
+    for name in place:
+        path = ROOT / "tinyres" / (name.replace(".", "/") + ".py")
+        for other in imported(path, inside_functions=False) & place.keys():
+            assert place[other] < place[name], f"{name} imports {other}"
